@@ -1,0 +1,1 @@
+//! The login-proxy service.

@@ -1,0 +1,2 @@
+//! The login-proxy service's command line.
+fn main() {}

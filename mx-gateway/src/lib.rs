@@ -1,0 +1,1 @@
+//! The mx-gateway service.

@@ -1,0 +1,2 @@
+//! The mx-gateway service's command line.
+fn main() {}

@@ -1,0 +1,16 @@
+//! What both services of Mailshift stand on.
+//!
+//! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
+//! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`ownership`] knows who owns an
+//! account, [`config`] reads the one configuration file, [`lifecycle`] starts and ends tasks.
+//!
+//! What is absent: a default backend; a global; a look-up that awaits; SQL outside
+//! `ownership::store`.
+
+pub mod address;
+pub mod backend;
+pub mod config;
+pub mod dialogue;
+pub mod lifecycle;
+pub mod ownership;
+pub mod wire;

@@ -1,0 +1,495 @@
+//! The owner map: a node's complete copy of accounts, aliases and domains.
+//!
+//! Written by the feed only, in the order of the changes; read by every look-up. A look-up takes a read
+//! lock, which the feed never holds for more than [`APPLY_BATCH`] rows, and never awaits.
+//!
+//! Resolution, once and in one place: alias, account, bare login + default domain, sub-address,
+//! catch-all (mail only), the domain's default owner. Each answer carries its *trail*: every name that
+//! was consulted, found or not, with the version that was seen. Work is registered under its trail, so
+//! a row that appears later (an alias, an account that lived by its domain's default) finds it, too.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use super::name::{Name, Purpose};
+use super::Epoch;
+use crate::address::Domain;
+
+/// Rows changed under one write lock, so that look-ups wait microseconds, not seconds.
+pub const APPLY_BATCH: usize = 1_000;
+
+/// A complete copy of the ownership table. Empty until the feed loads it.
+#[derive(Debug, Default)]
+pub struct OwnerMap {
+    tables: RwLock<Tables>,
+}
+
+/// The copy itself. Built whole from a snapshot, then changed row by row.
+#[derive(Debug, Default)]
+pub struct Tables {
+    accounts: HashMap<Box<str>, Account>,
+    aliases: HashMap<Box<str>, Alias>,
+    domains: HashMap<Box<str>, DomainRow>,
+    /// Owner names; accounts hold an index, since there are few of these and many of those.
+    owners: Vec<Box<str>>,
+    /// Appended to bare logins that are no names by themselves.
+    default_domain: Option<Domain>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    epoch: Epoch,
+    owner: u16,
+    held: bool,
+    login: bool,
+}
+
+#[derive(Debug)]
+struct Alias {
+    epoch: Epoch,
+    account: Box<str>,
+    login: bool,
+}
+
+/// An account's row, as snapshots and changes carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountRow {
+    /// The backend's name as written in the row.
+    pub owner: Box<str>,
+    /// Served by nobody.
+    pub held: bool,
+    /// False for a list, a group or a forward.
+    pub login: bool,
+}
+
+/// An alias's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasRow {
+    /// The account it leads to.
+    pub account: Box<str>,
+    /// May be used to log in.
+    pub login: bool,
+}
+
+/// A domain's row.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DomainRow {
+    /// Version of the row.
+    pub epoch: Epoch,
+    /// Where accounts without a row live; `None`: nowhere, they are unknown.
+    pub default_owner: Option<Box<str>>,
+    /// Separates the mailbox from its detail in `ann+detail@`; empty: no sub-addresses.
+    pub subaddress_delimiter: Box<str>,
+}
+
+/// One row as it is after a change; `None` is "deleted".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A row of `accounts`.
+    Account(Box<str>, Option<AccountRow>),
+    /// A row of `aliases`.
+    Alias(Box<str>, Option<AliasRow>),
+    /// A row of `domains`; its `epoch` is ignored in favour of the change's.
+    Domain(Box<str>, Option<DomainRow>),
+}
+
+/// What a look-up found.
+#[derive(Debug)]
+pub struct Answer {
+    /// The account asked for, or the name that would be one.
+    pub account: Box<str>,
+    /// What is to be done with it.
+    pub verdict: Verdict,
+    /// Every name that was consulted, with the version that was seen (0: no such row).
+    pub trail: Trail,
+}
+
+/// Names consulted by a look-up and the versions seen. Domains are written `@domain`.
+pub type Trail = Vec<(Box<str>, Epoch)>;
+
+/// What a look-up found, before the configuration is asked about the backend.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Served by this owner.
+    Owned {
+        /// The backend's name as written in the row.
+        owner: Box<str>,
+        /// Version of the row that decided.
+        epoch: Epoch,
+        /// The account has a row of its own.
+        known: bool,
+    },
+    /// Served by nobody for now.
+    Held,
+    /// It takes mail, but nobody logs in to it.
+    NoLogin,
+    /// Ours, but neither row nor default.
+    NoSuchAccount,
+    /// Not a domain of ours.
+    ForeignDomain,
+    /// An alias without its account: the copy is wrong, nothing is decided from it.
+    Broken,
+}
+
+impl Change {
+    /// The name under which work that depends on this row is registered.
+    pub fn key(&self) -> Box<str> {
+        match self {
+            Self::Account(name, _) | Self::Alias(name, _) => name.clone(),
+            Self::Domain(name, _) => domain_key(name),
+        }
+    }
+}
+
+impl OwnerMap {
+    /// Finds where `name` is served, and everything the answer depends on.
+    pub fn resolve(&self, name: &Name) -> Answer {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        tables.resolve(name)
+    }
+
+    /// Replaces the copy and returns how `fresh` differs from it, as changes.
+    pub fn replace(&self, mut fresh: Tables) -> Vec<Change> {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        fresh.default_domain.clone_from(&tables.default_domain);
+        let differences = tables.differences(&fresh);
+        *tables = fresh;
+        differences
+    }
+
+    /// Applies changes in their order. At most [`APPLY_BATCH`] at a time, so that look-ups get through.
+    pub fn apply<'a>(&self, changes: impl IntoIterator<Item = (Epoch, &'a Change)>) {
+        let mut changes = changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+            for (epoch, change) in changes.by_ref().take(APPLY_BATCH) {
+                tables.set(epoch, change.clone());
+            }
+        }
+    }
+
+    /// Sets the domain that bare logins get.
+    pub fn set_default_domain(&self, domain: Option<Domain>) {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner).default_domain = domain;
+    }
+
+    /// Accounts, aliases and domains held.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        (tables.accounts.len(), tables.aliases.len(), tables.domains.len())
+    }
+}
+
+impl Tables {
+    /// Tables with room for that many rows.
+    pub fn with_capacity(accounts: usize, aliases: usize) -> Self {
+        Self {
+            accounts: HashMap::with_capacity(accounts),
+            aliases: HashMap::with_capacity(aliases),
+            ..Self::default()
+        }
+    }
+
+    /// Writes or deletes one row.
+    pub fn set(&mut self, epoch: Epoch, change: Change) {
+        match change {
+            Change::Account(name, Some(AccountRow { owner, held, login })) => {
+                let owner = self.intern(&owner);
+                self.accounts.insert(name, Account { epoch, owner, held, login });
+            }
+            Change::Account(name, None) => drop(self.accounts.remove(&name)),
+            Change::Alias(name, Some(AliasRow { account, login })) => {
+                self.aliases.insert(name, Alias { epoch, account, login });
+            }
+            Change::Alias(name, None) => drop(self.aliases.remove(&name)),
+            Change::Domain(name, Some(row)) => {
+                self.domains.insert(name, DomainRow { epoch, ..row });
+            }
+            Change::Domain(name, None) => drop(self.domains.remove(&name)),
+        }
+    }
+
+    fn resolve(&self, name: &Name) -> Answer {
+        let mut trail = Trail::with_capacity(3);
+        if let Some(found) = self.find_row(name.as_str(), name.purpose(), &mut trail) {
+            return found.with(trail);
+        }
+        let qualified = match (name.split(), &self.default_domain) {
+            (Some(_), _) => None,
+            (None, Some(domain)) => Some(format!("{name}@{domain}")),
+            (None, None) => {
+                return Found::new(name.as_str(), Verdict::NoSuchAccount).with(trail);
+            }
+        };
+        if let Some(found) =
+            qualified.as_deref().and_then(|q| self.find_row(q, name.purpose(), &mut trail))
+        {
+            return found.with(trail);
+        }
+        let full = qualified.as_deref().unwrap_or(name.as_str());
+        let found = match full.rsplit_once('@') {
+            Some((local, domain)) => self.find_by_domain(local, domain, name.purpose(), &mut trail),
+            None => Found::new(full, Verdict::NoSuchAccount),
+        };
+        found.with(trail)
+    }
+
+    /// The name itself as alias or account.
+    fn find_row(&self, name: &str, purpose: Purpose, trail: &mut Trail) -> Option<Found> {
+        let (account, login) = match self.aliases.get(name) {
+            Some(alias) => {
+                trail.push((name.into(), alias.epoch));
+                (&*alias.account, alias.login)
+            }
+            None => (name, true),
+        };
+        let Some(row) = self.accounts.get(account) else {
+            trail.push((account.into(), 0));
+            return (account != name).then(|| Found::new(account, Verdict::Broken));
+        };
+        trail.push((account.into(), row.epoch));
+        let verdict = if purpose == Purpose::Login && !(login && row.login) {
+            Verdict::NoLogin
+        } else if row.held {
+            Verdict::Held
+        } else {
+            let owner = self.owners.get(usize::from(row.owner)).cloned().unwrap_or_default();
+            Verdict::Owned { owner, epoch: row.epoch, known: true }
+        };
+        Some(Found::new(account, verdict))
+    }
+
+    /// What is left when the name has no row: its mailbox without detail, the catch-all, the default.
+    fn find_by_domain(
+        &self,
+        local: &str,
+        domain: &str,
+        purpose: Purpose,
+        trail: &mut Trail,
+    ) -> Found {
+        let full = || format!("{local}@{domain}");
+        let key = domain_key(domain);
+        let Some(row) = self.domains.get(domain) else {
+            trail.push((key, 0));
+            return Found::new(&full(), Verdict::ForeignDomain);
+        };
+        trail.push((key, row.epoch));
+        let mailbox = row.without_detail(local).map(|mailbox| format!("{mailbox}@{domain}"));
+        if let Some(found) = mailbox.as_deref().and_then(|m| self.find_row(m, purpose, trail)) {
+            return found;
+        }
+        if purpose == Purpose::Mail
+            && let Some(found) = self.find_row(&format!("*@{domain}"), purpose, trail)
+        {
+            return found;
+        }
+        let verdict = match &row.default_owner {
+            Some(owner) => {
+                Verdict::Owned { owner: owner.clone(), epoch: row.epoch, known: false }
+            }
+            None => Verdict::NoSuchAccount,
+        };
+        Found::new(&mailbox.unwrap_or_else(full), verdict)
+    }
+
+    fn intern(&mut self, owner: &str) -> u16 {
+        let index = self.owners.iter().position(|o| **o == *owner).unwrap_or_else(|| {
+            self.owners.push(owner.into());
+            self.owners.len().saturating_sub(1)
+        });
+        // More than 65,535 different owners: the rest read as one that no configuration has.
+        u16::try_from(index).unwrap_or(u16::MAX)
+    }
+
+    /// What must be changed in `self` to become `fresh`.
+    fn differences(&self, fresh: &Self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for name in self.domains.keys().chain(fresh.domains.keys()) {
+            if self.domains.get(name) != fresh.domains.get(name) {
+                changes.push(Change::Domain(name.clone(), fresh.domains.get(name).cloned()));
+            }
+        }
+        for name in self.accounts.keys().chain(fresh.accounts.keys()) {
+            let row = fresh.account_row(name);
+            if self.account_row(name) != row || self.account_epoch(name) != fresh.account_epoch(name)
+            {
+                changes.push(Change::Account(name.clone(), row));
+            }
+        }
+        for name in self.aliases.keys().chain(fresh.aliases.keys()) {
+            let row = |tables: &Self| {
+                let alias = tables.aliases.get(name)?;
+                Some((
+                    AliasRow { account: alias.account.clone(), login: alias.login },
+                    alias.epoch,
+                ))
+            };
+            if row(self) != row(fresh) {
+                changes.push(Change::Alias(name.clone(), row(fresh).map(|(row, _)| row)));
+            }
+        }
+        changes
+    }
+
+    fn account_row(&self, name: &str) -> Option<AccountRow> {
+        let row = self.accounts.get(name)?;
+        let owner = self.owners.get(usize::from(row.owner)).cloned().unwrap_or_default();
+        Some(AccountRow { owner, held: row.held, login: row.login })
+    }
+
+    fn account_epoch(&self, name: &str) -> Option<Epoch> {
+        self.accounts.get(name).map(|row| row.epoch)
+    }
+}
+
+impl DomainRow {
+    /// `ann` for `ann+detail`; `None` when there is no detail to take off.
+    fn without_detail<'a>(&self, local: &'a str) -> Option<&'a str> {
+        if self.subaddress_delimiter.is_empty() {
+            return None;
+        }
+        let (mailbox, _) = local.split_once(&*self.subaddress_delimiter)?;
+        (!mailbox.is_empty()).then_some(mailbox)
+    }
+}
+
+/// An answer without its trail.
+struct Found {
+    account: Box<str>,
+    verdict: Verdict,
+}
+
+impl Found {
+    fn new(account: &str, verdict: Verdict) -> Self {
+        Self { account: account.into(), verdict }
+    }
+
+    fn with(self, trail: Trail) -> Answer {
+        Answer { account: self.account, verdict: self.verdict, trail }
+    }
+}
+
+/// The name under which work that depends on a domain's row is registered.
+fn domain_key(domain: &str) -> Box<str> {
+    format!("@{domain}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Address;
+
+    fn account(owner: &str) -> AccountRow {
+        AccountRow { owner: owner.into(), held: false, login: true }
+    }
+
+    fn map() -> OwnerMap {
+        let map = OwnerMap::default();
+        map.set_default_domain(Some(Domain::parse("example.org").unwrap()));
+        let domain = |default: Option<&str>| {
+            Some(DomainRow {
+                default_owner: default.map(Into::into),
+                subaddress_delimiter: "+".into(),
+                ..DomainRow::default()
+            })
+        };
+        let alias = |name: &str, to: &str| {
+            Change::Alias(name.into(), Some(AliasRow { account: to.into(), login: true }))
+        };
+        let row = |name: &str, row| Change::Account(name.into(), Some(row));
+        let held = AccountRow { held: true, ..account("old") };
+        let list = AccountRow { login: false, ..account("old") };
+        let changes = [
+            Change::Domain("example.org".into(), domain(Some("old"))),
+            Change::Domain("strict.example".into(), domain(None)),
+            row("ann@example.org", account("new")),
+            row("held@example.org", held),
+            row("list@example.org", list),
+            row("*@strict.example", account("attic")),
+            alias("lee@old.example", "ann@example.org"),
+            alias("annie", "ann@example.org"),
+        ];
+        map.apply((1..).zip(&changes));
+        map
+    }
+
+    fn mail(map: &OwnerMap, to: &str) -> String {
+        show(&map.resolve(&Name::of_address(&Address::parse(to).unwrap())))
+    }
+
+    fn login(map: &OwnerMap, typed: &str) -> String {
+        show(&map.resolve(&Name::of_login(typed.as_bytes()).unwrap()))
+    }
+
+    fn show(answer: &Answer) -> String {
+        match &answer.verdict {
+            Verdict::Owned { owner, known, .. } => {
+                format!("{} at {owner}{}", answer.account, if *known { "" } else { " by default" })
+            }
+            other => format!("{} {other:?}", answer.account),
+        }
+    }
+
+    #[test]
+    fn names_lead_to_accounts() {
+        let map = map();
+        for (to, expected) in [
+            ("Ann@EXAMPLE.org", "ann@example.org at new"),
+            ("ann+lists@example.org", "ann@example.org at new"),
+            ("lee@old.example", "ann@example.org at new"),
+            ("nobody+x@example.org", "nobody@example.org at old by default"),
+            ("list@example.org", "list@example.org at old"),
+            ("held@example.org", "held@example.org Held"),
+            ("other@old.example", "other@old.example ForeignDomain"),
+            ("any@strict.example", "*@strict.example at attic"),
+            ("+x@example.org", "+x@example.org at old by default"),
+        ] {
+            assert_eq!(mail(&map, to), expected, "{to}");
+        }
+        for (typed, expected) in [
+            ("annie", "ann@example.org at new"),
+            ("ann", "ann@example.org at new"),
+            ("bob", "bob@example.org at old by default"),
+            ("list", "list@example.org NoLogin"),
+            ("any@strict.example", "any@strict.example NoSuchAccount"),
+            ("ann@elsewhere.example", "ann@elsewhere.example ForeignDomain"),
+        ] {
+            assert_eq!(login(&map, typed), expected, "{typed}");
+        }
+    }
+
+    #[test]
+    fn the_trail_names_every_row_that_could_change_the_answer() {
+        let map = map();
+        let answer = map.resolve(&Name::of_address(&Address::parse("bob+x@example.org").unwrap()));
+        let names: Vec<&str> = answer.trail.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(
+            names,
+            ["bob+x@example.org", "@example.org", "bob@example.org", "*@example.org"]
+        );
+    }
+
+    #[test]
+    fn replacing_the_copy_tells_what_differed() {
+        let map = map();
+        let mut fresh = Tables::default();
+        fresh.set(
+            1,
+            Change::Domain(
+                "example.org".into(),
+                Some(DomainRow {
+                    default_owner: Some("old".into()),
+                    subaddress_delimiter: "+".into(),
+                    ..DomainRow::default()
+                }),
+            ),
+        );
+        fresh.set(3, Change::Account("ann@example.org".into(), Some(account("old"))));
+        let differences = map.replace(fresh);
+        assert!(differences.contains(&Change::Account("ann@example.org".into(), Some(account("old")))));
+        assert!(differences.contains(&Change::Account("held@example.org".into(), None)));
+        assert!(differences.contains(&Change::Alias("annie".into(), None)));
+        assert!(!differences.iter().any(|c| matches!(c, Change::Domain(d, _) if &**d == "example.org")));
+        assert_eq!(login(&map, "ann"), "ann@example.org at old", "the default domain stays");
+    }
+}

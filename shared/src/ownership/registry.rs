@@ -1,0 +1,308 @@
+//! What runs under each name: sessions and deliveries, registered before the owner is read (P4).
+//!
+//! A change *marks* the work that depends on the changed row and read an older version of it. Marked
+//! work ends itself (a session closes both legs, a delivery is recorded or in doubt); until its
+//! registration is dropped it counts as draining, which is what a fence waits for (P5).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::map::Trail;
+use super::Epoch;
+
+/// Locks over which names are spread.
+const SHARDS: usize = 64;
+
+/// What is registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A login attempt or a joined session.
+    Session,
+    /// A message on its way to the owner.
+    Delivery,
+}
+
+/// What runs under each name.
+#[derive(Debug)]
+pub struct Registry {
+    shards: Vec<Mutex<HashMap<Box<str>, Vec<Place>>>>,
+    hasher: RandomState,
+    draining: Mutex<HashMap<Box<str>, Draining>>,
+    /// Told when something has drained.
+    drained: Notify,
+}
+
+/// One registration under one name.
+#[derive(Debug)]
+struct Place {
+    entry: Arc<Entry>,
+    /// Version of the row that was read; `None` while nothing was read yet.
+    read: Option<Epoch>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    work: Work,
+    outdated: AtomicBool,
+    token: CancellationToken,
+    /// Under which name it drains: set when it is marked.
+    drains_as: Mutex<Option<Box<str>>>,
+}
+
+/// Marked work of one account that has not ended yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Draining {
+    /// The newest change it must give way to.
+    pub epoch: Epoch,
+    /// Sessions not closed yet.
+    pub sessions: u32,
+    /// Deliveries without a recorded verdict.
+    pub deliveries: u32,
+}
+
+/// A place in the registry. Dropping it says that the work has ended *and its end is recorded*.
+#[derive(Debug)]
+pub struct Registration {
+    registry: Arc<Registry>,
+    entry: Arc<Entry>,
+    names: Box<[Box<str>]>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            draining: Mutex::default(),
+            drained: Notify::new(),
+        }
+    }
+}
+
+impl Registry {
+    /// Registers work under every name of `trail`. What was read is told by [`Registration::read`].
+    pub(super) fn enter(registry: &Arc<Self>, trail: Trail, work: Work) -> Registration {
+        let entry = Arc::new(Entry {
+            work,
+            outdated: AtomicBool::new(false),
+            token: CancellationToken::new(),
+            drains_as: Mutex::default(),
+        });
+        let names: Box<[Box<str>]> = trail.into_iter().map(|(name, _)| name).collect();
+        for name in &names {
+            let place = Place { entry: Arc::clone(&entry), read: None };
+            registry.shard(name).entry(name.clone()).or_default().push(place);
+        }
+        Registration { registry: Arc::clone(registry), entry, names }
+    }
+
+    /// Marks the work under `name` that read a version older than `epoch`, or nothing yet. The map must
+    /// have the change already. Returns how many were marked.
+    pub fn mark(&self, name: &str, epoch: Epoch) -> usize {
+        let mut shard = self.shard(name);
+        let Some(places) = shard.get_mut(name) else { return 0 };
+        let mut marked = 0;
+        for place in places.iter().filter(|place| place.read.is_none_or(|read| read < epoch)) {
+            if self.drain(&place.entry, name, epoch) {
+                marked += 1;
+            }
+        }
+        marked
+    }
+
+    /// Marks everything: the copy may not be used any more (the lease ended).
+    pub fn mark_all(&self) {
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (name, place) in shard.iter().flat_map(|(n, places)| places.iter().map(move |p| (n, p))) {
+                self.drain(&place.entry, name, Epoch::MAX);
+            }
+        }
+    }
+
+    /// Marked work that has not ended, by account.
+    pub fn draining(&self) -> Vec<(Box<str>, Draining)> {
+        let draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        draining.iter().map(|(name, d)| (name.clone(), *d)).collect()
+    }
+
+    /// Waits until the last marked work of some account has ended.
+    pub async fn drained(&self) {
+        self.drained.notified().await;
+    }
+
+    /// Sessions and deliveries registered now.
+    pub fn counts(&self) -> (usize, usize) {
+        let mut seen = std::collections::HashSet::new();
+        let (mut sessions, mut deliveries) = (0, 0);
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for place in shard.values().flatten() {
+                if seen.insert(Arc::as_ptr(&place.entry)) {
+                    match place.entry.work {
+                        Work::Session => sessions += 1,
+                        Work::Delivery => deliveries += 1,
+                    }
+                }
+            }
+        }
+        (sessions, deliveries)
+    }
+
+    /// Marks one entry, once; says whether it was the first time. The caller holds the shard's lock, so
+    /// the entry cannot leave meanwhile.
+    fn drain(&self, entry: &Entry, name: &str, epoch: Epoch) -> bool {
+        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut drains_as = entry.drains_as.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = drains_as.as_ref() {
+            if let Some(d) = draining.get_mut(known) {
+                d.epoch = d.epoch.max(epoch);
+            }
+            return false;
+        }
+        let d = draining.entry(name.into()).or_default();
+        d.epoch = d.epoch.max(epoch);
+        match entry.work {
+            Work::Session => d.sessions = d.sessions.saturating_add(1),
+            Work::Delivery => d.deliveries = d.deliveries.saturating_add(1),
+        }
+        *drains_as = Some(name.into());
+        entry.outdated.store(true, Ordering::Release);
+        drop((draining, drains_as));
+        entry.token.cancel();
+        true
+    }
+
+    fn leave(&self, entry: &Arc<Entry>, names: &[Box<str>]) {
+        for name in names {
+            let mut shard = self.shard(name);
+            if let Some(places) = shard.get_mut(name) {
+                places.retain(|place| !Arc::ptr_eq(&place.entry, entry));
+                if places.is_empty() {
+                    shard.remove(name);
+                }
+            }
+        }
+        // Out of every shard: nobody can mark it from here on.
+        let drains_as = entry.drains_as.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(name) = drains_as else { return };
+        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(d) = draining.get_mut(&name) {
+            match entry.work {
+                Work::Session => d.sessions = d.sessions.saturating_sub(1),
+                Work::Delivery => d.deliveries = d.deliveries.saturating_sub(1),
+            }
+            if d.sessions == 0 && d.deliveries == 0 {
+                draining.remove(&name);
+                self.drained.notify_one();
+            }
+        }
+    }
+
+    fn shard(&self, name: &str) -> MutexGuard<'_, HashMap<Box<str>, Vec<Place>>> {
+        let index = usize::try_from(self.hasher.hash_one(name)).unwrap_or_default() % SHARDS;
+        #[expect(clippy::indexing_slicing, reason = "the index is below SHARDS")]
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registration {
+    /// True once a change went over what this work read.
+    pub fn is_outdated(&self) -> bool {
+        self.entry.outdated.load(Ordering::Acquire)
+    }
+
+    /// Waits until a change goes over what this work read.
+    pub async fn outdated(&self) {
+        self.entry.token.cancelled().await;
+    }
+
+    /// The token that is cancelled then, for parts that select on several.
+    pub fn token(&self) -> &CancellationToken {
+        &self.entry.token
+    }
+
+    /// True when everything that `trail` depends on is registered.
+    pub(super) fn covers(&self, trail: &Trail) -> bool {
+        trail.iter().all(|(name, _)| self.names.contains(name))
+    }
+
+    /// Records the versions that were read after registering.
+    pub(super) fn read(&self, trail: &Trail) {
+        for (name, epoch) in trail {
+            if let Some(places) = self.registry.shard(name).get_mut(name) {
+                for place in places.iter_mut().filter(|p| Arc::ptr_eq(&p.entry, &self.entry)) {
+                    place.read = Some(*epoch);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registry.leave(&self.entry, &self.names);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enter(registry: &Arc<Registry>, work: Work, trail: &[(&str, Epoch)]) -> Registration {
+        let trail: Trail = trail.iter().map(|(name, epoch)| ((*name).into(), *epoch)).collect();
+        let registration = Registry::enter(registry, trail.clone(), work);
+        registration.read(&trail);
+        registration
+    }
+
+    #[test]
+    fn a_change_marks_only_what_read_an_older_version() {
+        let registry = Arc::new(Registry::default());
+        let before = enter(&registry, Work::Session, &[("ann@example.org", 4)]);
+        let after = enter(&registry, Work::Session, &[("ann@example.org", 7)]);
+        let other = enter(&registry, Work::Session, &[("bob@example.org", 4)]);
+        assert_eq!(registry.mark("ann@example.org", 7), 1);
+        assert!(before.is_outdated() && before.token().is_cancelled());
+        assert!(!after.is_outdated() && !other.is_outdated());
+    }
+
+    #[test]
+    fn work_that_has_read_nothing_yet_is_marked_by_any_change() {
+        let registry = Arc::new(Registry::default());
+        let trail: Trail = vec![("ann@example.org".into(), 0)];
+        let pending = Registry::enter(&registry, trail, Work::Session);
+        registry.mark("ann@example.org", 1);
+        assert!(pending.is_outdated());
+    }
+
+    #[test]
+    fn a_change_of_an_alias_marks_the_session_that_came_by_it() {
+        let registry = Arc::new(Registry::default());
+        let session =
+            enter(&registry, Work::Session, &[("lee@old.example", 3), ("ann@example.org", 9)]);
+        registry.mark("lee@old.example", 8);
+        assert!(session.is_outdated());
+    }
+
+    #[test]
+    fn marked_work_drains_until_it_is_dropped() {
+        let registry = Arc::new(Registry::default());
+        let session = enter(&registry, Work::Session, &[("ann@example.org", 4)]);
+        let delivery = enter(&registry, Work::Delivery, &[("ann@example.org", 4)]);
+        registry.mark("ann@example.org", 5);
+        registry.mark("ann@example.org", 6);
+        let expected = Draining { epoch: 6, sessions: 1, deliveries: 1 };
+        assert_eq!(registry.draining(), [("ann@example.org".into(), expected)]);
+        drop(session);
+        assert_eq!(registry.draining()[0].1.sessions, 0);
+        drop(delivery);
+        assert!(registry.draining().is_empty());
+        assert_eq!(registry.counts(), (0, 0));
+    }
+}

@@ -1,0 +1,1 @@
+//! Private servers, clients and dialogues for the end-to-end tests.
