@@ -75,7 +75,14 @@ impl Wire {
     pub fn new(socket: TcpStream, deadlines: Deadlines) -> Result<Self, WireError> {
         socket.set_nodelay(true)?;
         let (peer, local) = (socket.peer_addr()?, socket.local_addr()?);
-        Ok(Self { socket, input: Input::default(), output: Output::default(), deadlines, peer, local })
+        Ok(Self {
+            socket,
+            input: Input::default(),
+            output: Output::default(),
+            deadlines,
+            peer,
+            local,
+        })
     }
 
     /// The peer's address: the client's, where a trusted PROXY header named one.

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::map::Trail;
 use super::Epoch;
+use super::map::Trail;
 
 /// Locks over which names are spread.
 const SHARDS: usize = 64;
@@ -119,7 +119,9 @@ impl Registry {
     pub fn mark_all(&self) {
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for (name, place) in shard.iter().flat_map(|(n, places)| places.iter().map(move |p| (n, p))) {
+            for (name, place) in
+                shard.iter().flat_map(|(n, places)| places.iter().map(move |p| (n, p)))
+            {
                 self.drain(&place.entry, name, Epoch::MAX);
             }
         }
