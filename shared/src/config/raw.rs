@@ -304,3 +304,99 @@ pub(super) enum LogFormat {
     Text,
     Json,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFERENCE: &str = include_str!("../../../config/mailshift.toml");
+
+    /// The reference file with every shown default switched on.
+    fn reference() -> File {
+        let shown: Vec<&str> = REFERENCE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest,
+                _ => line,
+            })
+            .collect();
+        toml::from_str(&shown.join("\n")).unwrap()
+    }
+
+    /// A default that depends on the protocol is `None` here and shown in the file.
+    fn listener(tls: ListenerTls) -> Listener {
+        Listener { tls: Some(tls), ..Listener::default() }
+    }
+
+    #[test]
+    fn the_reference_file_shows_every_default() {
+        let mut file = reference();
+        let unset = |path: &mut Option<PathBuf>| {
+            assert_eq!(path.take(), Some(PathBuf::new()), "an empty path shows that it is not set");
+        };
+        unset(&mut file.ownership.url_file);
+        unset(&mut file.ownership.listen_url_file);
+        let default = File {
+            mx: Mx { smtp: listener(ListenerTls::StartTls), ..Mx::default() },
+            login: Login {
+                imap: listener(ListenerTls::StartTls),
+                imaps: listener(ListenerTls::Implicit),
+                ..Login::default()
+            },
+            ..File::default()
+        };
+        file.backends.clear();
+        assert_eq!(file, default);
+    }
+
+    #[test]
+    fn the_reference_file_shows_every_key_of_a_backend() {
+        let mut file = reference();
+        let old = file.backends.remove("old").unwrap();
+        for (endpoint, identity) in
+            [(old.mail.unwrap(), Identity::None), (old.imap.unwrap(), Identity::DovecotId)]
+        {
+            let shown = Endpoint {
+                host: "127.0.0.1".into(),
+                port: endpoint.port,
+                protocol: endpoint.protocol,
+                tls: Some(BackendTls::Plain),
+                ca_file: Some(PathBuf::new()),
+                identity: Some(identity),
+                ..Endpoint::default()
+            };
+            assert_eq!(endpoint, shown);
+        }
+    }
+
+    /// The keys of a section are taken from the error that an unknown one gets.
+    #[test]
+    fn the_reference_file_has_every_key_of_every_section() {
+        for section in [
+            "node",
+            "ownership",
+            "names",
+            "tls",
+            "backends.old.imap",
+            "mx",
+            "mx.smtp",
+            "login",
+            "login.imap",
+            "login.imaps",
+            "log",
+        ] {
+            let wrong = format!("[{section}]\nno_such_key = 1\n");
+            let error = toml::from_str::<File>(&wrong).unwrap_err();
+            let shown = REFERENCE.split("\n[").find(|s| s.starts_with(&format!("{section}]")));
+            let shown = shown.unwrap_or_else(|| panic!("[{section}] is not in the file"));
+            for key in error.message().split('`').skip(3).step_by(2) {
+                let nested = REFERENCE.contains(&format!("[{section}.{key}]"));
+                let mail_only = section == "backends.old.imap" && key == "protocol";
+                assert!(
+                    shown.contains(&format!("{key} =")) || nested || mail_only,
+                    "{section}.{key} is not in config/mailshift.toml"
+                );
+            }
+        }
+    }
+}
