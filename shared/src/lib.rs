@@ -13,4 +13,5 @@ pub mod config;
 pub mod dialogue;
 pub mod lifecycle;
 pub mod ownership;
+pub mod proxy_protocol;
 pub mod wire;
