@@ -14,6 +14,7 @@ pub mod dialogue;
 pub mod lifecycle;
 pub mod listener;
 pub mod ownership;
+pub mod proxy_protocol;
 pub mod service;
 pub mod state_dir;
 pub mod telemetry;

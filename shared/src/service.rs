@@ -25,7 +25,7 @@ use crate::tls::{Certificates, TlsError};
 /// Waits between attempts to open a database that is away.
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often certificate files are looked at.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
+const CERTIFICATES_EVERY: Duration = Duration::from_mins(1);
 
 /// What a service works with.
 #[derive(Debug, Clone)]
@@ -157,8 +157,8 @@ fn digests(backends: &Backends) -> String {
         .iter()
         .map(|backend| {
             let digest = Sha256::digest(format!("{:?} {:?}", backend.mail, backend.imap));
-            let hex = digest.iter().take(8).map(|octet| format!("{octet:02x}")).collect();
-            (backend.name.as_str(), hex)
+            let first = digest.first_chunk::<8>().copied().unwrap_or_default();
+            (backend.name.as_str(), format!("{:016x}", u64::from_be_bytes(first)))
         })
         .collect();
     serde_json::to_string(&digests).unwrap_or_default()

@@ -72,7 +72,7 @@ impl Parser<'_, '_> {
             default_domain: self.optional(
                 "names.default_domain",
                 &file.names.default_domain,
-                |d| Domain::parse(d),
+                Domain::parse,
             ),
             mx: self.mx(file.mx, &host, has_certificate),
             login: self.login(file.login, &host, has_certificate),
@@ -162,13 +162,18 @@ impl Parser<'_, '_> {
                 self.problems.note(&key, message);
                 continue;
             };
-            let mail = backend.mail.and_then(|mail| self.mail(&format!("{key}.mail"), mail));
+            let mail = backend.mail.and_then(|mail| self.mail(&format!("{key}.mail"), &mail));
             let imap = backend.imap.and_then(|imap| {
                 if imap.protocol.is_some() {
                     self.problems.note(&format!("{key}.imap.protocol"), "is for mail only");
                 }
-                let rules = EndpointRules { identity: Identity::DovecotId, credentials: true };
-                self.endpoint(&format!("{key}.imap"), imap, 143, 993, rules)
+                let rules = EndpointRules {
+                    port: 143,
+                    implicit_port: 993,
+                    identity: Identity::DovecotId,
+                    credentials: true,
+                };
+                self.endpoint(&format!("{key}.imap"), &imap, rules)
             });
             if let Some(Identity::Xclient) = imap.as_ref().map(|imap| imap.identity) {
                 let message =
@@ -180,17 +185,18 @@ impl Parser<'_, '_> {
         parsed.into_iter().collect()
     }
 
-    fn mail(&mut self, key: &str, mail: raw::Endpoint) -> Option<MailEndpoint> {
+    fn mail(&mut self, key: &str, mail: &raw::Endpoint) -> Option<MailEndpoint> {
         let protocol = match mail.protocol {
             Some(raw::MailProtocol::Lmtp) => MailProtocol::Lmtp,
             Some(raw::MailProtocol::Smtp) | None => MailProtocol::Smtp,
         };
-        let (port, implicit) = match protocol {
+        let (port, implicit_port) = match protocol {
             MailProtocol::Smtp => (25, 465),
             MailProtocol::Lmtp => (24, 24),
         };
-        let rules = EndpointRules { identity: Identity::None, credentials: false };
-        let endpoint = self.endpoint(key, mail, port, implicit, rules)?;
+        let rules =
+            EndpointRules { port, implicit_port, identity: Identity::None, credentials: false };
+        let endpoint = self.endpoint(key, mail, rules)?;
         if endpoint.identity == Identity::DovecotId {
             let message = "\"dovecot-id\" is for IMAP; mail has \"xclient\", \"proxy\" or \"none\"";
             self.problems.note(&format!("{key}.identity"), message);
@@ -201,9 +207,7 @@ impl Parser<'_, '_> {
     fn endpoint(
         &mut self,
         key: &str,
-        endpoint: raw::Endpoint,
-        port: u16,
-        implicit_port: u16,
+        endpoint: &raw::Endpoint,
         rules: EndpointRules,
     ) -> Option<Endpoint> {
         if endpoint.host.is_empty() {
@@ -220,10 +224,10 @@ impl Parser<'_, '_> {
         } else {
             raw::BackendTls::StartTls
         });
-        let tls = self.backend_tls(key, &host, mode, &endpoint, rules)?;
+        let tls = self.backend_tls(key, &host, mode, endpoint, rules)?;
         let default_port = match mode {
-            raw::BackendTls::Implicit => implicit_port,
-            raw::BackendTls::Plain | raw::BackendTls::StartTls => port,
+            raw::BackendTls::Implicit => rules.implicit_port,
+            raw::BackendTls::Plain | raw::BackendTls::StartTls => rules.port,
         };
         Some(Endpoint {
             host: host.into(),
@@ -438,6 +442,8 @@ impl Parser<'_, '_> {
 /// What an endpoint's protocol brings along.
 #[derive(Clone, Copy)]
 struct EndpointRules {
+    port: u16,
+    implicit_port: u16,
     /// How clients' addresses are forwarded when nothing is configured.
     identity: Identity,
     /// Passwords go over it.

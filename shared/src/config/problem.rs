@@ -75,7 +75,7 @@ impl<'a> Problems<'a> {
 
     /// Notes what the deserializer said about the octets at `span`, with the key that is there.
     pub(super) fn note_at(&mut self, span: std::ops::Range<usize>, message: &str) {
-        let key = key_at(&self.table, span.start, String::new()).unwrap_or_default();
+        let key = key_at(&self.table, span.start, "").unwrap_or_default();
         self.found.push(Problem {
             line: Some(self.line_of(span.start)),
             key,
@@ -101,14 +101,14 @@ fn find(table: &DeTable<'_>, key: &str) -> Option<usize> {
 }
 
 /// The dotted key whose name or value begins at `offset`.
-fn key_at(table: &DeTable<'_>, offset: usize, prefix: String) -> Option<String> {
+fn key_at(table: &DeTable<'_>, offset: usize, prefix: &str) -> Option<String> {
     for (name, value) in table {
         let path = format!("{prefix}{}", name.get_ref());
         if name.span().contains(&offset) {
             return Some(path);
         }
         if let DeValue::Table(inner) = value.get_ref()
-            && let Some(found) = key_at(inner, offset, format!("{path}."))
+            && let Some(found) = key_at(inner, offset, &format!("{path}."))
         {
             return Some(found);
         }

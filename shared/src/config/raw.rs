@@ -65,7 +65,7 @@ impl Default for Ownership {
             url_file: None,
             listen_url: String::new(),
             listen_url_file: None,
-            max_staleness: Duration::from_secs(300),
+            max_staleness: Duration::from_mins(5),
             poll_interval: Duration::from_secs(1),
             apply_schema: true,
         }
@@ -139,7 +139,7 @@ impl Default for Endpoint {
             allow_plaintext: false,
             identity: None,
             connect_timeout: Duration::from_secs(10),
-            reply_timeout: Duration::from_secs(60),
+            reply_timeout: Duration::from_mins(1),
         }
     }
 }
@@ -196,11 +196,11 @@ impl Default for Mx {
             memory_per_message: ByteSize::kib(256),
             max_recipients: 1000,
             // RFC 5321 §4.5.3.2.7.
-            command_timeout: Duration::from_secs(300),
+            command_timeout: Duration::from_mins(5),
             // RFC 5321 §4.5.3.2.5 allows 3 minutes a block.
-            data_timeout: Duration::from_secs(180),
+            data_timeout: Duration::from_mins(3),
             // Below the ten minutes that senders wait after the dot (RFC 5321 §4.5.3.2.6).
-            delivery_timeout: Duration::from_secs(240),
+            delivery_timeout: Duration::from_mins(4),
             max_received: 100,
         }
     }
@@ -208,6 +208,7 @@ impl Default for Mx {
 
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "login_timeout is the operators' word")]
 pub(super) struct Login {
     pub(super) hostname: String,
     pub(super) imap: Listener,
@@ -232,12 +233,12 @@ impl Default for Login {
             hostname: String::new(),
             imap: Listener::default(),
             imaps: Listener::default(),
-            login_timeout: Duration::from_secs(180),
+            login_timeout: Duration::from_mins(3),
             max_failures: 10,
             failure_delay: Duration::from_secs(2),
             attach_timeout: Duration::from_secs(30),
             // IDLE is renewed every 29 minutes (RFC 2177); servers may log out after 30.
-            idle_timeout: Duration::from_secs(31 * 60),
+            idle_timeout: Duration::from_mins(31),
             kick_grace: Duration::from_secs(2),
             allow_plaintext: false,
         }

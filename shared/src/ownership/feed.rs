@@ -18,7 +18,7 @@ use super::{Epoch, Ownership};
 /// Longest wait for one poll. Well above a busy database's answer, well below the lease.
 const POLL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the whole table.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+const LOAD_TIMEOUT: Duration = Duration::from_mins(2);
 /// Waits between attempts to reach a database that is away.
 const RETRY: Duration = Duration::from_millis(500);
 /// Failed polls are said once, then again after this long.

@@ -18,7 +18,7 @@ use crate::config::OwnershipConfig;
 #[derive(Debug)]
 pub enum Store {
     /// Any number of nodes.
-    Postgres(postgres::PostgresStore),
+    Postgres(Box<postgres::PostgresStore>),
     /// One host, both services on one file.
     Sqlite(sqlite::SqliteStore),
 }
@@ -121,7 +121,7 @@ impl Store {
         Ok(if config.url.starts_with("sqlite:") {
             Self::Sqlite(sqlite::SqliteStore::open(config, node).await?)
         } else {
-            Self::Postgres(postgres::PostgresStore::open(config, node).await?)
+            Self::Postgres(Box::new(postgres::PostgresStore::open(config, node).await?))
         })
     }
 

@@ -26,7 +26,7 @@ const CHANNEL: &str = "mailshift";
 /// Longest wait for a connection, and for a statement that waits for a lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a listener proves that notifications come through.
-const PROVE_EVERY: Duration = Duration::from_secs(60);
+const PROVE_EVERY: Duration = Duration::from_mins(1);
 /// Longest wait for the proof, and between attempts to listen again.
 const PROVE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -290,9 +290,8 @@ async fn listen_once(
             }
             Err::<(), _>(StoreError::Timeout)
         };
-        match timeout(PROVE_EVERY, quiet).await {
-            Ok(lost) => return lost,
-            Err(_) => continue,
+        if let Ok(lost) = timeout(PROVE_EVERY, quiet).await {
+            return lost;
         }
     }
 }
