@@ -19,12 +19,13 @@ use crate::login::{Context, Protocol, serve};
 use crate::refusal::Farewell;
 
 /// Logs in to a backend, for one protocol.
-pub type Attach = for<'a> fn(
-    &'a Backend,
-    &'a Credentials,
-    Client<'a>,
-    Instant,
-) -> Pin<Box<dyn Future<Output = Result<Attached, AttachError>> + Send + 'a>>;
+pub type Attach =
+    for<'a> fn(
+        &'a Backend,
+        &'a Credentials,
+        Client<'a>,
+        Instant,
+    ) -> Pin<Box<dyn Future<Output = Result<Attached, AttachError>> + Send + 'a>>;
 
 /// IMAP.
 pub static IMAP: Protocol = Protocol {

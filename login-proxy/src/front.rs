@@ -11,7 +11,7 @@ use crate::backend::Welcome;
 use crate::refusal::{Farewell, Refusal};
 
 /// A protocol before login: what the driver needs of it beyond [`Dialogue`].
-pub trait Front: Dialogue<Event = Credentials> + Send {
+pub trait Front: Dialogue<Event = Credentials> + Send + Sync {
     /// Queues the greeting.
     fn greet(&mut self, out: &mut Output);
 

@@ -14,8 +14,7 @@ use shared::credentials::Credentials;
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Seat};
 use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
-use shared::wire::join::{JoinRules, join};
-use shared::wire::{Deadlines, MAX_UNREAD, Wire, WireError};
+use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::rustls::ServerConfig;
 
@@ -236,7 +235,10 @@ async fn attempt(
 enum Denied {
     Name(ownership::NameError),
     Owner(ownership::Refusal),
-    Backend { owner: Box<Owner>, why: AttachError },
+    Backend {
+        owner: Box<Owner>,
+        why: AttachError,
+    },
     /// The account moved during every routing.
     Restless,
 }
@@ -334,7 +336,7 @@ struct Record {
 }
 
 impl Record {
-    fn write(&self, joined: &shared::wire::join::Joined) {
+    fn write(&self, joined: &Joined) {
         let (session, protocol, client) = (&self.session, self.protocol, self.client);
         tracing::info!(
             %session, protocol, %client, account = %self.owner.account,

@@ -202,7 +202,9 @@ impl ImapFront {
     fn id(&mut self, tag: &str, parameters: &Token, out: &mut Output) -> Result<(), Violation> {
         let pairs = match parameters {
             Token::Atom(nil) if nil.eq_ignore_ascii_case(b"NIL") => &[][..],
-            Token::List(pairs) if pairs.len().is_multiple_of(2) && pairs.len() <= 2 * MAX_ID_PAIRS => {
+            Token::List(pairs)
+                if pairs.len().is_multiple_of(2) && pairs.len() <= 2 * MAX_ID_PAIRS =>
+            {
                 pairs
             }
             Token::Atom(_) | Token::Text(_) | Token::List(_) => {
@@ -340,9 +342,10 @@ impl Front for ImapFront {
             return;
         };
         // UNAUTHENTICATE (RFC 8437) would let another user in on a connection that was routed for this one.
-        let offered = welcome.capabilities.split(' ').filter(|word| {
-            !word.is_empty() && !word.eq_ignore_ascii_case("UNAUTHENTICATE")
-        });
+        let offered = welcome
+            .capabilities
+            .split(' ')
+            .filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("UNAUTHENTICATE"));
         let offered: Vec<&str> = offered.collect();
         if offered.is_empty() {
             return answer(out, &tag, "OK Logged in");
@@ -359,10 +362,14 @@ impl Front for ImapFront {
 
     fn bid_farewell(&mut self, farewell: Farewell, out: &mut Output) {
         out.push(match farewell {
-            Farewell::ShuttingDown => "* BYE [UNAVAILABLE] Server is restarting, please connect again.\r\n",
+            Farewell::ShuttingDown => {
+                "* BYE [UNAVAILABLE] Server is restarting, please connect again.\r\n"
+            }
             Farewell::TooSlow => "* BYE Disconnected for inactivity during login.\r\n",
             Farewell::TooManyFailures => "* BYE Too many failed logins.\r\n",
-            Farewell::TooManyConnections => "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n",
+            Farewell::TooManyConnections => {
+                "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n"
+            }
         });
     }
 
@@ -380,7 +387,8 @@ fn split_tag(command: &[u8]) -> Option<(&str, &[u8])> {
     let end = command.iter().position(|octet| matches!(octet, b' ' | b'\r' | b'\n'))?;
     let (tag, rest) = command.split_at(end);
     let good = |octet: &u8| octet.is_ascii_graphic() && !b"+(){%*\"\\".contains(octet);
-    if tag.is_empty() || tag.len() > MAX_TAG || !tag.iter().all(good) || rest.first() != Some(&b' ') {
+    if tag.is_empty() || tag.len() > MAX_TAG || !tag.iter().all(good) || rest.first() != Some(&b' ')
+    {
         return None;
     }
     Some((std::str::from_utf8(tag).ok()?, rest.get(1..)?))

@@ -44,7 +44,11 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Reads up to the reply with `tag`, or `* BYE`.
-    pub(super) async fn tagged(&mut self, wire: &mut Wire, tag: &str) -> Result<Reply, AttachError> {
+    pub(super) async fn tagged(
+        &mut self,
+        wire: &mut Wire,
+        tag: &str,
+    ) -> Result<Reply, AttachError> {
         match self.read(wire, tag).await? {
             Reply { status: Status::Continue, .. } => {
                 Err(AttachError::Protocol("continuation out of turn"))
@@ -54,10 +58,16 @@ impl Exchange {
     }
 
     /// Reads up to `+`. Anything else that ends the exchange is the verdict.
-    pub(super) async fn invitation(&mut self, wire: &mut Wire, tag: &str) -> Result<(), AttachError> {
+    pub(super) async fn invitation(
+        &mut self,
+        wire: &mut Wire,
+        tag: &str,
+    ) -> Result<(), AttachError> {
         match self.read(wire, tag).await? {
             Reply { status: Status::Continue, .. } => Ok(()),
-            Reply { status: Status::Ok, .. } => Err(AttachError::Protocol("OK before the response")),
+            Reply { status: Status::Ok, .. } => {
+                Err(AttachError::Protocol("OK before the response"))
+            }
             reply => Err(reply.refusal()),
         }
     }
@@ -76,7 +86,8 @@ impl Exchange {
                 return Err(AttachError::Protocol("a line without words"));
             };
             if first.eq_ignore_ascii_case(tag) {
-                return Reply::parse(rest).ok_or(AttachError::Protocol("a tagged line without status"));
+                return Reply::parse(rest)
+                    .ok_or(AttachError::Protocol("a tagged line without status"));
             }
             if first != "*" {
                 return Err(AttachError::Protocol("another tag"));
@@ -116,7 +127,8 @@ impl Reply {
             "PREAUTH" => Status::Preauth,
             _ => return None,
         };
-        let Some((code, text)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+        let Some((code, text)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
+        else {
             return Some(Self::of(status, rest));
         };
         Some(Self {
@@ -189,7 +201,10 @@ mod tests {
             ("NO [UNAVAILABLE] later", "Unavailable"),
             ("BAD [UNAVAILABLE] later", "Unavailable"),
             ("NO [INUSE] later", "Unavailable"),
-            ("NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded", "TooManySessions"),
+            (
+                "NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded",
+                "TooManySessions",
+            ),
             ("NO [LIMIT] too many", "TooManySessions"),
             ("NO [SERVERBUG] oops", "Refuses"),
             ("NO [PRIVACYREQUIRED] TLS", "Refuses"),

@@ -44,8 +44,7 @@ pub(super) fn next(unread: &[u8]) -> Frame {
         match ending(rest.get(..length).unwrap_or_default()) {
             Ending::Command => return Frame::Whole { octets: at, literals },
             Ending::Literal { octets, synchronizing } => {
-                let too_large =
-                    octets > MAX_LITERAL || at.saturating_add(octets) > MAX_COMMAND;
+                let too_large = octets > MAX_LITERAL || at.saturating_add(octets) > MAX_COMMAND;
                 match (too_large, synchronizing) {
                     (true, true) => return Frame::LiteralTooLarge { command: at, literals },
                     (true, false) => return Frame::TooLarge { limit: MAX_LITERAL },
@@ -108,13 +107,16 @@ mod tests {
             ("a LOGIN {3}\r\n", Frame::Part { literals: 1 }),
             ("a LOGIN {3+}\r\n", Frame::Part { literals: 0 }),
             ("a LOGIN {3}\r\nann {6}\r\n", Frame::Part { literals: 2 }),
-            ("a LOGIN {3+}\r\nann {6+}\r\nsecret\r\nb", Frame::Whole { octets: 36, literals: 0 }),
+            ("a LOGIN {3+}\r\nann {6+}\r\nsecret\r\nb", Frame::Whole { octets: 32, literals: 0 }),
             ("a LOGIN {3+}\r\n\r\n\n\r\n", Frame::Whole { octets: 19, literals: 0 }),
             ("a LOGIN \"{3}\r\n", Frame::Whole { octets: 14, literals: 0 }),
             ("a LOGIN \"x\\\"{3}\r\n", Frame::Whole { octets: 17, literals: 0 }),
             ("a LOGIN {}\r\n", Frame::Whole { octets: 12, literals: 0 }),
             ("a LOGIN {4097}\r\n", Frame::LiteralTooLarge { command: 16, literals: 0 }),
-            ("a LOGIN {99999999999999999999}\r\n", Frame::LiteralTooLarge { command: 32, literals: 0 }),
+            (
+                "a LOGIN {99999999999999999999}\r\n",
+                Frame::LiteralTooLarge { command: 32, literals: 0 },
+            ),
             ("a LOGIN {4097+}\r\n", Frame::TooLarge { limit: MAX_LITERAL }),
         ] {
             assert_eq!(next(text.as_bytes()), expected, "{text:?}");

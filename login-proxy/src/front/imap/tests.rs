@@ -83,7 +83,7 @@ fn a_name_and_a_password_come_as_atoms_strings_or_literals() {
 
 #[test]
 fn literal_octets_are_never_commands() {
-    let smuggled = "a LOGIN {20+}\r\nx\r\nb LOGOUT\r\nc NOOP \"pass\"\r\n";
+    let smuggled = "a LOGIN {19+}\r\nx\r\nb LOGOUT\r\nc NOOP \"pass\"\r\n";
     assert_eq!(
         credentials(smuggled.as_bytes()),
         "\"x\\r\\nb LOGOUT\\r\\nc NOOP\" \"pass\" as None, 0 unread"
@@ -130,7 +130,8 @@ fn no_password_is_taken_in_the_clear() {
 
 #[test]
 fn tls_makes_everything_said_before_undone() {
-    let said = converse(CLEAR, b"a CAPABILITY\r\nb STARTTLS\r\nc CAPABILITY\r\nd STARTTLS\r\n").said;
+    let said =
+        converse(CLEAR, b"a CAPABILITY\r\nb STARTTLS\r\nc CAPABILITY\r\nd STARTTLS\r\n").said;
     let after = said.split("(TLS)\r\n").nth(1).unwrap();
     assert!(after.contains("AUTH=PLAIN") && !after.contains("STARTTLS LOGINDISABLED"), "{said}");
     assert!(after.ends_with("d BAD TLS is already active or not to be had.\r\n"), "{said}");
@@ -164,7 +165,8 @@ fn what_pipelines_behind_a_login_stays_unread() {
 #[test]
 fn a_password_is_octets_and_never_holds_a_line_end_or_nul() {
     let mut front = ImapFront::new(TLS);
-    let (mut input, mut out) = (Input::from_octets(b"a LOGIN ann \"gr\xfcn\"\r\n"), Output::default());
+    let (mut input, mut out) =
+        (Input::from_octets(b"a LOGIN ann \"gr\xfcn\"\r\n"), Output::default());
     let Ok(Step::Event(c)) = front.step(&mut input, &mut out) else { panic!("no credentials") };
     assert_eq!(c.password.expose(), b"gr\xfcn");
     for bad in ["a LOGIN ann \"x\0y\"\r\n", "a LOGIN ann {3}\r\nx\0y\r\n", "a LOGIN ann \"x\r\n"] {
@@ -181,7 +183,10 @@ fn a_literal_that_is_too_large_is_not_invited() {
         "a BAD [TOOBIG] Literal too large.\r\nb OK NOOP completed.\r\n"
     );
     let Heard { said, end } = converse(TLS, b"a LOGIN {5000+}\r\nxxx");
-    assert_eq!((said.as_str(), end.as_str()), ("* BYE Command too large.\r\n", "a command of more than 4096 octets"));
+    assert_eq!(
+        (said.as_str(), end.as_str()),
+        ("* BYE Command too large.\r\n", "a command of more than 4096 octets")
+    );
 }
 
 #[test]
@@ -194,7 +199,14 @@ fn a_client_that_only_says_nonsense_is_sent_away() {
 
 #[test]
 fn a_tag_is_a_tag() {
-    for bad in ["LOGIN\r\n", "+ NOOP\r\n", "a(b NOOP\r\n", "a\"b NOOP\r\n", "\r\n", &format!("{} NOOP\r\n", "t".repeat(127))] {
+    for bad in [
+        "LOGIN\r\n",
+        "+ NOOP\r\n",
+        "a(b NOOP\r\n",
+        "a\"b NOOP\r\n",
+        "\r\n",
+        &format!("{} NOOP\r\n", "t".repeat(127)),
+    ] {
         assert!(heard(bad).starts_with("* BAD"), "{bad:?}: {}", heard(bad));
     }
 }
@@ -220,8 +232,9 @@ fn capabilities_after_login_are_the_owners() {
     let welcome = Welcome { capabilities: "IMAP4rev1 IDLE UNAUTHENTICATE MOVE".into() };
     let quiet = answered(b"a LOGIN ann secret\r\n", |front, out| front.welcome(&welcome, out));
     assert_eq!(quiet, "a OK [CAPABILITY IMAP4rev1 IDLE MOVE] Logged in\r\n");
-    let asked =
-        answered(b"c CAPABILITY\r\na LOGIN ann secret\r\n", |front, out| front.welcome(&welcome, out));
+    let asked = answered(b"c CAPABILITY\r\na LOGIN ann secret\r\n", |front, out| {
+        front.welcome(&welcome, out)
+    });
     assert_eq!(asked, "* CAPABILITY IMAP4rev1 IDLE MOVE\r\na OK Logged in\r\n");
 }
 

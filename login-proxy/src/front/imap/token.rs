@@ -107,11 +107,7 @@ impl<'a> Reader<'a> {
         let size = std::str::from_utf8(size.strip_suffix(b"+").unwrap_or(size)).ok()?;
         let size: usize = size.parse().ok()?;
         self.skip(end.checked_add(1)?);
-        let line_end = if self.rest.starts_with(b"\r\n") { 2 } else { 1 };
-        if self.rest.get(line_end.checked_sub(1)?) != Some(&b'\n') {
-            return None;
-        }
-        self.skip(line_end);
+        self.rest = self.rest.strip_prefix(b"\r").unwrap_or(self.rest).strip_prefix(b"\n")?;
         let text = self.rest.get(..size)?;
         if text.contains(&0) {
             return None;
