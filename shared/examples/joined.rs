@@ -56,9 +56,9 @@ async fn measure(tls: bool) {
     std::fs::write(directory.path().join("cert"), made.cert.pem()).unwrap();
     std::fs::write(directory.path().join("key"), made.signing_key.serialize_pem()).unwrap();
     let (listener, address) = listen().await;
-    let mode = if tls { "tls" } else { "plain" };
+    let leg = if tls { "tls" } else { "plain" };
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["peers", mode, &address.to_string(), directory.path().to_str().unwrap()])
+        .args(["peers", leg, &address.to_string(), directory.path().to_str().unwrap()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -103,7 +103,7 @@ async fn measure(tls: bool) {
         order(direction);
         *seconds = cpu_seconds() - before;
     }
-    println!("{mode:11}  {idle:16.2}  {:19.2}  {:20.2}", seconds[0], seconds[1]);
+    println!("{leg:11}  {idle:16.2}  {:19.2}  {:20.2}", seconds[0], seconds[1]);
     drop(orders);
     child.wait().unwrap();
 }
