@@ -372,3 +372,6 @@ impl std::fmt::Display for TlsDescription {
         write!(f, "{} with cipher {}", self.version, self.cipher)
     }
 }
+
+#[cfg(test)]
+mod tests;
