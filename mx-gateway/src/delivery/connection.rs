@@ -136,7 +136,7 @@ impl Connection {
         self.transactions = self.transactions.saturating_add(1);
         let mut command = format!("MAIL FROM:{}", mail.from);
         if let (Some(size), true) = (mail.size, self.offered.takes_size) {
-            command.push_str(&format!(" SIZE={size}"));
+            command = format!("{command} SIZE={size}");
         }
         // Sent as it is where the owner does not say that it takes 8-bit; changing it would break signatures.
         if mail.eight_bit && self.offered.eight_bit {
@@ -342,7 +342,7 @@ fn xclient(offered: &Extensions, introduction: Introduction<'_>) -> String {
         let Some(value) = value.filter(|_| offered.takes_xclient(name)) else { continue };
         // What does not fit is left out; the address always does.
         if line.len() + name.len() + value.len() + 60 < MAX_XCLIENT {
-            line.push_str(&format!(" {name}={value}"));
+            line = format!("{line} {name}={value}");
         }
     }
     line.push_str("\r\n");

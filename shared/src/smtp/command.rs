@@ -108,9 +108,8 @@ fn mail(argument: &str) -> Result<Command, Reply> {
     let from = ReversePath::parse(text).map_err(|error| bad_path(error, (1, 7)))?;
     check(parameters)?;
     let line = line_of("MAIL FROM:<>", parameters);
-    let request = match Request::parse(&mut line.as_bytes().iter()) {
-        Ok(Request::Mail { from }) => from,
-        Ok(_) | Err(_) => return Err(unknown_parameter()),
+    let Ok(Request::Mail { from: request }) = Request::parse(&mut line.as_bytes().iter()) else {
+        return Err(unknown_parameter());
     };
     // What was not offered is not known, however well it is written.
     let known = smtp_proto::MailFrom {

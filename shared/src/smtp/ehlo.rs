@@ -2,6 +2,7 @@
 
 /// A server's extensions, as far as a delivery uses them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a keyword that is there or not")]
 pub struct Extensions {
     /// SIZE (RFC 1870): largest message in octets; 0 is "no limit".
     pub size: u64,
