@@ -68,6 +68,11 @@ impl Domain {
         Ok(Self(ascii.into()))
     }
 
+    /// `localhost`, for where no other name is known.
+    pub fn localhost() -> Self {
+        Self("localhost".into())
+    }
+
     /// The lower-case A-label.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -172,7 +177,10 @@ mod tests {
             assert_eq!(Domain::parse(text).unwrap().as_str(), "example.org");
         }
         assert_eq!(Domain::parse("Bücher.example").unwrap().as_str(), "xn--bcher-kva.example");
-        assert_eq!(Domain::parse("XN--BCHER-KVA.example").unwrap().as_str(), "xn--bcher-kva.example");
+        assert_eq!(
+            Domain::parse("XN--BCHER-KVA.example").unwrap().as_str(),
+            "xn--bcher-kva.example"
+        );
     }
 
     #[test]

@@ -4,13 +4,19 @@
 //! The file is read into the `raw` structs, whose `Default` literals are the documented defaults, and
 //! then parsed into the types below. Nothing inside the services checks a configured value again.
 
+mod parse;
+mod problem;
+mod raw;
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::address::Domain;
+pub use problem::ConfigError;
+
+use crate::address::{Address, Domain};
 use crate::backend::Backends;
 
 /// Everything that is configured, parsed.
@@ -83,6 +89,8 @@ pub struct CertificateFiles {
 pub struct MxConfig {
     /// The name in greetings and Received headers.
     pub hostname: Domain,
+    /// Where mail to `<postmaster>` without a domain goes; `None`: postmaster at our host name.
+    pub postmaster: Option<Address>,
     /// SMTP listeners.
     pub listeners: Vec<ListenerConfig>,
     /// Largest message in octets, CRLFs counted (RFC 1870).
@@ -190,11 +198,145 @@ pub enum LogFormat {
     Json,
 }
 
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is wrong; every problem is named.
+    #[error(transparent)]
+    Wrong(#[from] ConfigError),
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`], with every problem of the file.
+    pub fn load(file: &Path) -> Result<Self, LoadError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| LoadError::Unreadable { file: file.to_owned(), source })?;
+        Ok(Self::parse(file, &text)?)
+    }
+
+    /// Checks `text` as if it were read from `file`.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] with every problem.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        parse::parse(file, text)
+    }
+}
+
 impl std::fmt::Debug for OwnershipConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OwnershipConfig")
             .field("max_staleness", &self.max_staleness)
             .field("poll_interval", &self.poll_interval)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[ownership]
+url = "sqlite:/tmp/ownership.db"
+[tls]
+self_signed = true
+[backends.old.mail]
+host = "127.0.0.1"
+port = 2424
+protocol = "lmtp"
+[backends.old.imap]
+host = "::1"
+[mx]
+hostname = "MX.example.org"
+smtp = { listen = [":25", "127.0.0.1:2525"] }
+[login]
+hostname = "imap.example.org"
+imaps = { listen = ["[::1]:993"] }
+"#;
+
+    fn problems(text: &str) -> Vec<String> {
+        let error = Config::parse(Path::new("mailshift.toml"), text).unwrap_err();
+        error.to_string().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_small_file_is_enough() {
+        let config = Config::parse(Path::new("mailshift.toml"), GOOD).unwrap();
+        assert_eq!(config.mx.hostname.as_str(), "mx.example.org");
+        assert_eq!(config.mx.listeners[0].binds[0], Bind::Port(25));
+        assert_eq!(config.login.imap[0].tls, ListenerTls::Implicit);
+        let old = config.backends.iter().next().unwrap();
+        assert_eq!(old.mail.as_ref().unwrap().endpoint.port, 2424);
+        assert_eq!(old.imap.as_ref().unwrap().port, 143);
+    }
+
+    #[test]
+    fn every_problem_is_named_with_file_line_key_and_nearest_key() {
+        let text = r#"
+[ownership]
+url = "sqlite:/x"
+max_stalenes = "5m"
+poll_interval = 5
+[backends.old.mail]
+host = "127.0.0.1"
+protocl = "smtp"
+[log]
+format = "jsn"
+"#;
+        assert_eq!(
+            problems(text),
+            [
+                "mailshift.toml:4: ownership.max_stalenes: unknown field `max_stalenes`, did you mean `max_staleness`?",
+                "mailshift.toml:5: ownership.poll_interval: invalid type: integer `5`, expected a duration",
+                "mailshift.toml:8: backends.old.mail.protocl: unknown field `protocl`, did you mean `protocol`?",
+                "mailshift.toml:10: log.format: unknown variant `jsn`, did you mean `json`?",
+            ]
+        );
+    }
+
+    #[test]
+    fn passwords_in_the_clear_need_a_word_of_consent() {
+        let remote = GOOD.replace("host = \"::1\"", "host = \"192.0.2.1\"\ntls = \"plain\"");
+        assert_eq!(
+            problems(&remote),
+            [
+                "mailshift.toml:12: backends.old.imap.tls: passwords would go to 192.0.2.1 in the clear; use \
+              \"starttls\" or \"implicit\", or set allow_plaintext = true"
+            ]
+        );
+        let by_ip = GOOD.replace("host = \"::1\"", "host = \"192.0.2.1\"");
+        assert!(
+            problems(&by_ip)[0].contains("set server_name or pin_sha256"),
+            "{:?}",
+            problems(&by_ip)
+        );
+    }
+
+    #[test]
+    fn no_certificate_is_a_refusal_to_start() {
+        let found = problems(&GOOD.replace("self_signed = true", ""));
+        assert!(found[0].contains("mx.smtp: needs a certificate"), "{found:?}");
+        assert!(found[1].contains("login.imaps: needs a certificate"), "{found:?}");
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let text = GOOD.replace("sqlite:/tmp/ownership.db", "postgres://ms:hunter2@db/ms");
+        let config = Config::parse(Path::new("mailshift.toml"), &text).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

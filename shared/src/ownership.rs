@@ -8,10 +8,13 @@
 //! What is absent: a default when something is unknown. A stale copy, an owner that the configuration
 //! does not have, a held account: each is its own [`Refusal`].
 
+pub mod feed;
 pub mod lease;
 pub mod map;
 pub mod name;
 pub mod registry;
+pub mod schema;
+pub mod store;
 
 use std::sync::Arc;
 
@@ -129,7 +132,7 @@ impl Ownership {
             }
             let answer = self.map.resolve(name);
             if registration.covers(&answer.trail) {
-                registration.read(&answer.trail);
+                registration.read(&answer.account, &answer.trail);
                 return self.owner(answer).map(|owner| (owner, registration));
             }
             trail = answer.trail;

@@ -1,24 +1,52 @@
 //! A peer's connection: socket, TLS, unread and queued octets, deadlines. The one place for each.
 //!
 //! A [`Wire`] drives a [`Dialogue`] where the peer leads ([`Wire::drive`]) and is spoken on directly
-//! where we lead ([`Wire::say`], [`Wire::line`]). An idle wire owns no buffers.
+//! where we lead ([`Wire::say`], [`Wire::line`]). Two of them are joined by [`join::join`].
+//!
+//! An idle wire owns no buffers: it waits until the socket is ready, then reads and decrypts within
+//! its thread's [`scratch`] and keeps only what is left over. A pending write never stops reading,
+//! nor the reverse; so two peers that both insist on sending first cannot block each other.
+//!
+//! STARTTLS (RFC 3207, RFC 2595): plaintext that is there when the handshake begins was injected,
+//! or its sender is broken. Either way the connection ends, on client and backend legs.
 
-use std::net::SocketAddr;
+mod connect;
+mod records;
+mod scratch;
+
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 
+pub use self::connect::{ConnectError, Proxied};
+use self::records::Tls;
+pub use self::records::TlsDescription;
+use self::scratch::{MAX_PARTIAL, Outgoing, READ, Scratch};
 use crate::dialogue::{Dialogue, Input, Line, Output, Step, Violation};
 
-/// Most octets a peer may send ahead of what we consume.
+/// Most octets a peer may send ahead of what we consume (one record more under TLS).
 pub const MAX_UNREAD: usize = 64 * 1024;
 
+/// How long a closed connection is still read, so that our last words are not lost to a reset.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Octets of records that wait and may be copied to go out together with what is said next.
+const TOGETHER: usize = 4 * 1024;
+
 /// One connection.
-#[derive(Debug)]
 pub struct Wire {
     socket: TcpStream,
+    tls: Option<Box<Tls>>,
     /// Octets that were read and not consumed.
     pub input: Input,
     /// Octets that were queued and not written.
@@ -27,14 +55,20 @@ pub struct Wire {
     pub deadlines: Deadlines,
     peer: SocketAddr,
     local: SocketAddr,
+    /// For the client's STARTTLS.
+    offered: Option<Arc<ServerConfig>>,
+    /// The peer will send nothing more.
+    ended: bool,
+    /// Octets the socket has taken, to see progress by.
+    sent: u64,
 }
 
 /// Longest waits on a peer.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
-    /// For the peer's next octets.
+    /// For the peer's next octets; for a whole TLS handshake.
     pub read: Duration,
-    /// For the peer to take what we write.
+    /// For the peer to take some of what we write.
     pub write: Duration,
     /// End of the whole phase, whatever the peer does.
     pub until: Option<Instant>,
@@ -75,17 +109,62 @@ impl Wire {
     pub fn new(socket: TcpStream, deadlines: Deadlines) -> Result<Self, WireError> {
         socket.set_nodelay(true)?;
         let (peer, local) = (socket.peer_addr()?, socket.local_addr()?);
-        Ok(Self { socket, input: Input::default(), output: Output::default(), deadlines, peer, local })
+        Ok(Self {
+            socket,
+            tls: None,
+            input: Input::default(),
+            output: Output::default(),
+            deadlines,
+            peer: canonical(peer),
+            local: canonical(local),
+            offered: None,
+            ended: false,
+            sent: 0,
+        })
     }
 
-    /// The peer's address: the client's, where a trusted PROXY header named one.
+    /// The same wire, whose peer and own address a trusted PROXY header named.
+    pub fn on_behalf_of(mut self, peer: SocketAddr, local: SocketAddr) -> Self {
+        (self.peer, self.local) = (canonical(peer), canonical(local));
+        self
+    }
+
+    /// The peer's address: the client's, where a trusted PROXY header named one. IPv4 addresses are
+    /// written as such, also where the socket is an IPv6 one.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// Our address on this connection.
+    /// Our address on this connection: the one the client connected to, where a PROXY header says so.
     pub fn local(&self) -> SocketAddr {
         self.local
+    }
+
+    /// True once a TLS handshake was completed.
+    pub fn is_secured(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| !tls.is_handshaking())
+    }
+
+    /// Version and cipher suite, for Received headers and logs.
+    pub fn tls_description(&self) -> Option<TlsDescription> {
+        self.tls.as_ref()?.description()
+    }
+
+    /// The server name the client asked for (RFC 6066 §3).
+    pub fn sni(&self) -> Option<&str> {
+        self.tls.as_ref()?.name()
+    }
+
+    /// True while this wire owns no buffers: nothing is unread, unsent, or half a record.
+    pub fn owns_no_buffers(&self) -> bool {
+        self.input.is_empty()
+            && self.output.is_empty()
+            && self.tls.as_ref().is_none_or(|tls| tls.owns_no_buffers())
+    }
+
+    /// Sets what a [`Step::StartTls`] is answered with.
+    pub fn offer_tls(&mut self, config: Arc<ServerConfig>) {
+        self.offered = Some(config);
     }
 
     /// Runs `dialogue` until it has an event; `None` when either side closed.
@@ -100,14 +179,18 @@ impl Wire {
         loop {
             match dialogue.step(&mut self.input, &mut self.output) {
                 Ok(Step::NeedInput) => {
+                    let unread = self.input.len();
                     self.flush().await?;
-                    if self.fill().await? == 0 {
+                    // A write that had to wait may have read on.
+                    if self.input.len() == unread && self.fill().await? == 0 {
                         return Ok(None);
                     }
                 }
                 Ok(Step::StartTls) => {
+                    let offered = self.offered.clone().ok_or_else(nothing_offered)?;
                     self.flush().await?;
-                    todo!("start_tls, then dialogue.secured(&mut self.output)")
+                    self.accept_tls(offered).await?;
+                    dialogue.secured(&mut self.output);
                 }
                 Ok(Step::Event(event)) => return Ok(Some(event)),
                 Ok(Step::Close) => {
@@ -122,43 +205,82 @@ impl Wire {
         }
     }
 
-    /// Reads at least one octet more; 0 when the peer closed.
+    /// Handshakes as the server, within [`Deadlines::read`]. Session tickets are left to be written
+    /// together with what is said next.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::PlaintextAfterStartTls`] when something is unread; [`WireError::Closed`],
+    /// [`WireError::Deadline`], or TLS's or the socket's failure, after the alert was sent.
+    pub async fn accept_tls(&mut self, config: Arc<ServerConfig>) -> Result<(), WireError> {
+        self.leave_plaintext()?;
+        self.tls = Some(Box::new(Tls::server(&config)?));
+        self.handshake().await
+    }
+
+    /// Handshakes as the client, within [`Deadlines::read`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::accept_tls`].
+    pub async fn connect_tls(
+        &mut self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<(), WireError> {
+        self.flush().await?;
+        self.leave_plaintext()?;
+        let tls = scratch::lend(|scratch| Tls::client(config, name, &mut scratch.outgoing))?;
+        self.tls = Some(Box::new(tls));
+        self.handshake().await
+    }
+
+    /// Reads at least one octet more; 0 when the peer closed, with or without TLS's close_notify
+    /// (many old clients leave it out, and every protocol here ends messages by itself).
     ///
     /// # Errors
     ///
     /// [`WireError::Deadline`], [`WireError::InputFull`], or the socket's or TLS's failure.
     pub async fn fill(&mut self) -> Result<usize, WireError> {
-        if self.input.len() >= MAX_UNREAD {
-            return Err(WireError::InputFull);
-        }
-        let mut scratch = vec![0; 16 * 1024];
-        loop {
-            self.timed(self.deadlines.read, self.socket.readable()).await??;
-            match self.socket.try_read(&mut scratch) {
-                Ok(count) => {
-                    self.input.push(scratch.get(..count).unwrap_or_default());
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let deadline = self.deadline(self.deadlines.read);
+        timeout_at(deadline, poll_fn(|cx| self.poll_fill(cx))).await?
     }
 
-    /// Writes everything that is queued.
+    /// Waits, without a deadline, until the peer speaks or closes; what it says stays unread. For
+    /// connections that are kept open: whatever comes there ends their use.
+    ///
+    /// # Errors
+    ///
+    /// The socket's or TLS's failure.
+    pub async fn readable(&mut self) -> Result<(), WireError> {
+        if self.input.is_empty() {
+            poll_fn(|cx| self.poll_fill(cx)).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything that is queued. While the peer does not read, it is read from, up to
+    /// [`MAX_UNREAD`]; so look at `input` before the next [`Self::fill`].
     ///
     /// # Errors
     ///
     /// [`WireError::Deadline`], or the socket's or TLS's failure.
     pub async fn flush(&mut self) -> Result<(), WireError> {
-        if self.output.is_empty() {
-            return Ok(());
+        loop {
+            let deadline = self.deadline(self.deadlines.write);
+            let before = self.sent;
+            let progress = poll_fn(|cx| match self.poll_flush(cx) {
+                Poll::Pending if self.sent > before => Poll::Ready(Ok(false)),
+                Poll::Pending => match self.poll_read_on(cx) {
+                    Ok(()) => Poll::Pending,
+                    Err(error) => Poll::Ready(Err(error)),
+                },
+                Poll::Ready(result) => Poll::Ready(result.map(|()| true)),
+            });
+            if timeout_at(deadline, progress).await?? {
+                return Ok(());
+            }
         }
-        let octets = self.output.take();
-        let limit = self.deadlines.write;
-        let written = tokio::time::timeout(limit, self.socket.write_all(&octets)).await;
-        written.map_err(|_| WireError::Deadline)??;
-        Ok(())
     }
 
     /// Queues `octets` and writes everything that is queued.
@@ -188,11 +310,270 @@ impl Wire {
         }
     }
 
-    async fn timed<F: Future>(&self, limit: Duration, wait: F) -> Result<F::Output, WireError> {
-        let mut deadline = Instant::now().checked_add(limit).ok_or(WireError::Deadline)?;
-        if let Some(until) = self.deadlines.until {
-            deadline = deadline.min(until);
+    /// Writes what is queued and close_notify, closes our direction, and reads on for a moment so
+    /// that a reset does not overtake our last words. Bounded by [`Deadlines::write`].
+    pub async fn close(mut self) {
+        // Whatever fails here, the connection is over.
+        if self.flush().await.is_err() || self.queue_close_notify().is_err() {
+            return;
         }
-        tokio::time::timeout_at(deadline, wait).await.map_err(|_| WireError::Deadline)
+        if self.flush().await.is_err() || self.socket.shutdown().await.is_err() {
+            return;
+        }
+        let lingered = async {
+            while !self.ended {
+                self.input.clear();
+                poll_fn(|cx| self.poll_fill(cx)).await?;
+            }
+            Ok::<(), WireError>(())
+        };
+        let _ = timeout(LINGER, lingered).await;
+    }
+
+    fn queue_close_notify(&mut self) -> Result<(), WireError> {
+        if let Some(tls) = &mut self.tls {
+            scratch::lend(|scratch| tls.close(&mut scratch.outgoing))?;
+        }
+        Ok(())
+    }
+
+    fn deadline(&self, limit: Duration) -> Instant {
+        let now = Instant::now();
+        // A limit beyond the clock's end is no limit; thirty years are.
+        let far = || now + Duration::from_hours(30 * 365 * 24);
+        let deadline = now.checked_add(limit).unwrap_or_else(far);
+        self.deadlines.until.map_or(deadline, |until| until.min(deadline))
+    }
+
+    fn leave_plaintext(&mut self) -> Result<(), WireError> {
+        if self.tls.is_some() {
+            return Err(rustls::Error::General("TLS within TLS".to_owned()).into());
+        }
+        if !self.input.is_empty() {
+            self.input.clear();
+            return Err(WireError::PlaintextAfterStartTls);
+        }
+        self.offered = None;
+        Ok(())
+    }
+
+    async fn handshake(&mut self) -> Result<(), WireError> {
+        let deadline = self.deadline(self.deadlines.read);
+        timeout_at(deadline, poll_fn(|cx| self.poll_handshake(cx))).await?
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        loop {
+            if self.is_secured() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended {
+                return Poll::Ready(Err(WireError::Closed));
+            }
+            if let Poll::Ready(result) = self.poll_flush(cx) {
+                result?;
+            }
+            // Plaintext that came with the peer's Finished is in the last of these reads.
+            ready!(scratch::lend(|scratch| self.poll_input(cx, scratch)))?;
+        }
+    }
+
+    /// Reads at least one octet into `input`; 0 at the peer's end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, WireError>> {
+        let unwritten = match self.poll_flush(cx) {
+            Poll::Ready(result) => result.err(),
+            Poll::Pending => None,
+        };
+        loop {
+            if self.ended {
+                return Poll::Ready(Ok(0));
+            }
+            if self.input.len() >= MAX_UNREAD {
+                return Poll::Ready(Err(WireError::InputFull));
+            }
+            match scratch::lend(|scratch| self.poll_input(cx, scratch)) {
+                Poll::Ready(Ok(0)) => {}
+                // What the peer said before it stopped reading still counts.
+                Poll::Pending if unwritten.is_some() => {
+                    return Poll::Ready(unwritten.map_or(Ok(0), Err));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Reads into `input` while a write is blocked, as far as there is room.
+    fn poll_read_on(&mut self, cx: &mut Context<'_>) -> Result<(), WireError> {
+        while !self.ended && self.input.len() < MAX_UNREAD {
+            match scratch::lend(|scratch| self.poll_input(cx, scratch)) {
+                Poll::Ready(result) => drop(result?),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_input(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<usize, WireError>> {
+        let room = MAX_UNREAD.saturating_sub(self.input.len());
+        let plain = ready!(self.poll_open(cx, room, scratch))?;
+        self.input.push(plain);
+        Poll::Ready(Ok(plain.len()))
+    }
+
+    /// Reads once, at most `room` octets, and returns the plaintext, which lies in `scratch`. None
+    /// may come: at the peer's end, or when it sent TLS's own records only.
+    fn poll_open<'s>(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+        scratch: &'s mut Scratch,
+    ) -> Poll<Result<&'s [u8], WireError>> {
+        let Scratch { incoming, used, plain, outgoing } = scratch;
+        let partial = self.tls.as_ref().map_or(&[][..], |tls| tls.partial());
+        let kept = partial.len();
+        if kept >= MAX_PARTIAL {
+            return Poll::Ready(Err(WireError::InputFull));
+        }
+        let until = kept.saturating_add(room.clamp(1, READ));
+        let Some(space) = incoming.get_mut(kept..until) else { return Poll::Pending };
+        let mut buffer = ReadBuf::new(space);
+        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer))?;
+        let count = buffer.filled().len();
+        let filled = kept.saturating_add(count);
+        *used = filled.max(*used);
+        if count == 0 {
+            self.ended = true;
+            return Poll::Ready(Ok(&[]));
+        }
+        let Some(tls) = &mut self.tls else {
+            return Poll::Ready(Ok(incoming.get(..filled).unwrap_or_default()));
+        };
+        if let Some(front) = incoming.get_mut(..kept) {
+            front.copy_from_slice(tls.partial());
+        }
+        let records = incoming.get_mut(..filled).unwrap_or_default();
+        let opened = tls.open(records, plain, outgoing);
+        self.ended |= tls.peer_closed();
+        if let Err(error) = opened {
+            // The alert is worth one attempt; the error is what counts.
+            let _ = self.poll_pending(cx);
+            return Poll::Ready(Err(error.into()));
+        }
+        Poll::Ready(Ok(plain))
+    }
+
+    /// Writes everything that is queued, as far as the socket takes it. While the handshake lasts,
+    /// that is the handshake only.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        loop {
+            match &self.tls {
+                Some(tls) if tls.is_handshaking() => return self.poll_pending(cx),
+                // A few records that wait, such as session tickets, go out together with what is
+                // said next: apart, Nagle and delayed ACKs cost 40 ms.
+                Some(tls) if self.output.is_empty() || tls.pending.len() > TOGETHER => {
+                    ready!(self.poll_pending(cx))?;
+                }
+                Some(_) | None => {}
+            }
+            if self.output.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.tls.is_some() {
+                let mut output = std::mem::take(&mut self.output);
+                let batch = output.len().min(READ);
+                let plain = output.queued().get(..batch).unwrap_or_default();
+                let sent = scratch::lend(|scratch| self.send(cx, plain, &mut scratch.outgoing));
+                output.consume(batch);
+                self.output = output;
+                sent?;
+                ready!(self.poll_pending(cx))?;
+            } else {
+                let octets = self.output.queued();
+                let count = ready!(Pin::new(&mut self.socket).poll_write(cx, octets))?;
+                self.output.consume(count);
+                self.took(count)?;
+            }
+        }
+    }
+
+    /// Writes the records that wait, as far as the socket takes them.
+    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        while let Some(tls) = &mut self.tls {
+            if tls.pending.is_empty() {
+                break;
+            }
+            let octets = tls.pending.queued();
+            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, octets))?;
+            tls.pending.consume(count);
+            self.took(count)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `plain` behind the records that wait; keeps what the socket does not take.
+    fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        plain: &[u8],
+        outgoing: &mut Outgoing,
+    ) -> Result<(), WireError> {
+        let Self { socket, tls, output, .. } = self;
+        let (octets, rest) = match tls {
+            Some(tls) => {
+                outgoing.clear();
+                outgoing.put(tls.pending.queued());
+                tls.pending.clear();
+                tls.seal(plain, outgoing)?;
+                (outgoing.queued(), &mut tls.pending)
+            }
+            None => (plain, output),
+        };
+        if rest.is_empty()
+            && let Poll::Ready(count) = Pin::new(socket).poll_write(cx, octets)
+        {
+            let count = count?;
+            rest.push(octets.get(count..).unwrap_or_default());
+            return self.took(count);
+        }
+        rest.push(octets);
+        Ok(())
+    }
+
+    fn took(&mut self, count: usize) -> Result<(), WireError> {
+        if count == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
+        }
+        self.sent = self.sent.saturating_add(count as u64);
+        Ok(())
+    }
+}
+
+/// An IPv4 client of an IPv6 socket has an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
+        IpAddr::V6(_) => address,
+    }
+}
+
+/// A dialogue asked for TLS on a listener that has none.
+fn nothing_offered() -> WireError {
+    rustls::Error::General("STARTTLS without a configuration".to_owned()).into()
+}
+
+impl From<Elapsed> for WireError {
+    fn from(_: Elapsed) -> Self {
+        Self::Deadline
+    }
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tls = self.tls.as_ref().map(|tls| tls.description());
+        f.debug_struct("Wire").field("peer", &self.peer).field("tls", &tls).finish_non_exhaustive()
     }
 }

@@ -51,7 +51,7 @@ impl Input {
             let room = unread.len().saturating_add(octets.len()).next_power_of_two().max(256);
             let mut moved = Vec::with_capacity(room);
             moved.extend_from_slice(unread);
-            self.octets.zeroize();
+            self.octets.as_mut_slice().zeroize();
             self.octets = moved;
             self.consumed = 0;
         }
@@ -124,7 +124,7 @@ impl Input {
 
 impl Drop for Input {
     fn drop(&mut self) {
-        self.octets.zeroize();
+        self.octets.as_mut_slice().zeroize();
     }
 }
 
@@ -159,7 +159,7 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.octets.zeroize();
+        self.octets.as_mut_slice().zeroize();
     }
 }
 

@@ -62,7 +62,7 @@ mod tests {
         let sent = Moment(Moment::now().0 - 10_000);
         lease.renew(sent, Duration::from_secs(9));
         assert!(!lease.is_valid(), "granted too late to be of use");
-        lease.renew(sent, Duration::from_secs(60));
+        lease.renew(sent, Duration::from_mins(1));
         assert!(lease.is_valid());
         lease.end();
         assert!(!lease.is_valid());

@@ -11,8 +11,8 @@
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
-use super::name::{Name, Purpose};
 use super::Epoch;
+use super::name::{Name, Purpose};
 use crate::address::Domain;
 
 /// Rows changed under one write lock, so that look-ups wait microseconds, not seconds.
@@ -284,9 +284,7 @@ impl Tables {
             return found;
         }
         let verdict = match &row.default_owner {
-            Some(owner) => {
-                Verdict::Owned { owner: owner.clone(), epoch: row.epoch, known: false }
-            }
+            Some(owner) => Verdict::Owned { owner: owner.clone(), epoch: row.epoch, known: false },
             None => Verdict::NoSuchAccount,
         };
         Found::new(&mailbox.unwrap_or_else(full), verdict)
@@ -311,7 +309,8 @@ impl Tables {
         }
         for name in self.accounts.keys().chain(fresh.accounts.keys()) {
             let row = fresh.account_row(name);
-            if self.account_row(name) != row || self.account_epoch(name) != fresh.account_epoch(name)
+            if self.account_row(name) != row
+                || self.account_epoch(name) != fresh.account_epoch(name)
             {
                 changes.push(Change::Account(name.clone(), row));
             }
@@ -319,10 +318,7 @@ impl Tables {
         for name in self.aliases.keys().chain(fresh.aliases.keys()) {
             let row = |tables: &Self| {
                 let alias = tables.aliases.get(name)?;
-                Some((
-                    AliasRow { account: alias.account.clone(), login: alias.login },
-                    alias.epoch,
-                ))
+                Some((AliasRow { account: alias.account.clone(), login: alias.login }, alias.epoch))
             };
             if row(self) != row(fresh) {
                 changes.push(Change::Alias(name.clone(), row(fresh).map(|(row, _)| row)));
@@ -486,10 +482,14 @@ mod tests {
         );
         fresh.set(3, Change::Account("ann@example.org".into(), Some(account("old"))));
         let differences = map.replace(fresh);
-        assert!(differences.contains(&Change::Account("ann@example.org".into(), Some(account("old")))));
+        assert!(
+            differences.contains(&Change::Account("ann@example.org".into(), Some(account("old"))))
+        );
         assert!(differences.contains(&Change::Account("held@example.org".into(), None)));
         assert!(differences.contains(&Change::Alias("annie".into(), None)));
-        assert!(!differences.iter().any(|c| matches!(c, Change::Domain(d, _) if &**d == "example.org")));
+        assert!(
+            !differences.iter().any(|c| matches!(c, Change::Domain(d, _) if &**d == "example.org"))
+        );
         assert_eq!(login(&map, "ann"), "ann@example.org at old", "the default domain stays");
     }
 }

@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::map::Trail;
 use super::Epoch;
+use super::map::Trail;
 
 /// Locks over which names are spread.
 const SHARDS: usize = 64;
@@ -50,19 +50,30 @@ struct Entry {
     work: Work,
     outdated: AtomicBool,
     token: CancellationToken,
-    /// Under which name it drains: set when it is marked.
+    /// The account it turned out to be for, once that was read.
+    account: OnceLock<Box<str>>,
+    /// The account it drains under: set when it is marked.
     drains_as: Mutex<Option<Box<str>>>,
 }
 
-/// Marked work of one account that has not ended yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Draining {
+/// Marked work of one account that has not ended yet: a row of `busy`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Busy {
+    /// The account; the name that was looked up where no account was read yet.
+    pub account: Box<str>,
     /// The newest change it must give way to.
     pub epoch: Epoch,
     /// Sessions not closed yet.
     pub sessions: u32,
     /// Deliveries without a recorded verdict.
     pub deliveries: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Draining {
+    epoch: Epoch,
+    sessions: u32,
+    deliveries: u32,
 }
 
 /// A place in the registry. Dropping it says that the work has ended *and its end is recorded*.
@@ -91,6 +102,7 @@ impl Registry {
             work,
             outdated: AtomicBool::new(false),
             token: CancellationToken::new(),
+            account: OnceLock::new(),
             drains_as: Mutex::default(),
         });
         let names: Box<[Box<str>]> = trail.into_iter().map(|(name, _)| name).collect();
@@ -119,16 +131,28 @@ impl Registry {
     pub fn mark_all(&self) {
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for (name, place) in shard.iter().flat_map(|(n, places)| places.iter().map(move |p| (n, p))) {
+            for (name, place) in
+                shard.iter().flat_map(|(n, places)| places.iter().map(move |p| (n, p)))
+            {
                 self.drain(&place.entry, name, Epoch::MAX);
             }
         }
     }
 
-    /// Marked work that has not ended, by account.
-    pub fn draining(&self) -> Vec<(Box<str>, Draining)> {
+    /// Marked work that has not ended, by account and in its order.
+    pub fn busy(&self) -> Vec<Busy> {
         let draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
-        draining.iter().map(|(name, d)| (name.clone(), *d)).collect()
+        let mut busy: Vec<Busy> = draining
+            .iter()
+            .map(|(account, d)| Busy {
+                account: account.clone(),
+                epoch: d.epoch,
+                sessions: d.sessions,
+                deliveries: d.deliveries,
+            })
+            .collect();
+        busy.sort_unstable();
+        busy
     }
 
     /// Waits until the last marked work of some account has ended.
@@ -165,13 +189,14 @@ impl Registry {
             }
             return false;
         }
-        let d = draining.entry(name.into()).or_default();
+        let account = entry.account.get().map_or(name, |account| &**account);
+        let d = draining.entry(account.into()).or_default();
         d.epoch = d.epoch.max(epoch);
         match entry.work {
             Work::Session => d.sessions = d.sessions.saturating_add(1),
             Work::Delivery => d.deliveries = d.deliveries.saturating_add(1),
         }
-        *drains_as = Some(name.into());
+        *drains_as = Some(account.into());
         entry.outdated.store(true, Ordering::Release);
         drop((draining, drains_as));
         entry.token.cancel();
@@ -232,8 +257,9 @@ impl Registration {
         trail.iter().all(|(name, _)| self.names.contains(name))
     }
 
-    /// Records the versions that were read after registering.
-    pub(super) fn read(&self, trail: &Trail) {
+    /// Records what was read after registering: the account, and the versions of its rows.
+    pub(super) fn read(&self, account: &str, trail: &Trail) {
+        self.entry.account.get_or_init(|| account.into());
         for (name, epoch) in trail {
             if let Some(places) = self.registry.shard(name).get_mut(name) {
                 for place in places.iter_mut().filter(|p| Arc::ptr_eq(&p.entry, &self.entry)) {
@@ -257,7 +283,7 @@ mod tests {
     fn enter(registry: &Arc<Registry>, work: Work, trail: &[(&str, Epoch)]) -> Registration {
         let trail: Trail = trail.iter().map(|(name, epoch)| ((*name).into(), *epoch)).collect();
         let registration = Registry::enter(registry, trail.clone(), work);
-        registration.read(&trail);
+        registration.read(&trail.last().unwrap().0, &trail);
         registration
     }
 
@@ -288,6 +314,7 @@ mod tests {
             enter(&registry, Work::Session, &[("lee@old.example", 3), ("ann@example.org", 9)]);
         registry.mark("lee@old.example", 8);
         assert!(session.is_outdated());
+        assert_eq!(&*registry.busy()[0].account, "ann@example.org", "it drains as its account");
     }
 
     #[test]
@@ -297,12 +324,12 @@ mod tests {
         let delivery = enter(&registry, Work::Delivery, &[("ann@example.org", 4)]);
         registry.mark("ann@example.org", 5);
         registry.mark("ann@example.org", 6);
-        let expected = Draining { epoch: 6, sessions: 1, deliveries: 1 };
-        assert_eq!(registry.draining(), [("ann@example.org".into(), expected)]);
+        let account = "ann@example.org".into();
+        assert_eq!(registry.busy(), [Busy { account, epoch: 6, sessions: 1, deliveries: 1 }]);
         drop(session);
-        assert_eq!(registry.draining()[0].1.sessions, 0);
+        assert_eq!(registry.busy()[0].sessions, 0);
         drop(delivery);
-        assert!(registry.draining().is_empty());
+        assert!(registry.busy().is_empty());
         assert_eq!(registry.counts(), (0, 0));
     }
 }

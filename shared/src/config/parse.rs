@@ -1,0 +1,515 @@
+//! From the file as written to checked types. Every problem is noted, not only the first.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use tokio_rustls::rustls::pki_types::ServerName;
+use toml::de::{DeTable, Deserializer};
+
+use super::problem::{ConfigError, Problems, remove_at};
+use super::{
+    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
+    MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+};
+use crate::address::{Address, Domain};
+use crate::backend::{
+    Backend, BackendName, BackendTls, Backends, Endpoint, Identity, MailEndpoint, MailProtocol,
+};
+use crate::tls::{Trust, client_config};
+
+/// Most problems of one kind that are looked for in a file; each costs one more reading of it.
+const MAX_READINGS: usize = 50;
+
+/// Reads `text` as the configuration file `file`.
+pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+    let (table, syntax) = DeTable::parse_recoverable(text);
+    let table = table.into_inner();
+    let mut problems = Problems::new(text, table.clone());
+    for error in syntax {
+        problems.note_at(error.span().unwrap_or_default(), error.message());
+    }
+    if !problems.found.is_empty() {
+        return Err(ConfigError::new(file, problems.found));
+    }
+    let Some(written) = read(table, text, &mut problems) else {
+        return Err(ConfigError::new(file, problems.found));
+    };
+    let config = Parser { problems: &mut problems }.config(written);
+    if problems.found.is_empty() { Ok(config) } else { Err(ConfigError::new(file, problems.found)) }
+}
+
+/// Reads the table into the written form. After a wrong key it is taken out and the rest read again,
+/// so that all wrong keys are found.
+fn read(mut table: DeTable<'_>, text: &str, problems: &mut Problems<'_>) -> Option<raw::File> {
+    for _ in 0..MAX_READINGS {
+        let whole = toml::Spanned::new(0..text.len(), table.clone());
+        match <raw::File as serde::Deserialize>::deserialize(Deserializer::from(whole)) {
+            Ok(file) => return Some(file),
+            Err(error) => {
+                let span = error.span().unwrap_or_default();
+                problems.note_at(span.clone(), error.message());
+                if !remove_at(&mut table, &span) {
+                    return None;
+                }
+            }
+        }
+    }
+    None
+}
+
+struct Parser<'p, 't> {
+    problems: &'p mut Problems<'t>,
+}
+
+impl Parser<'_, '_> {
+    fn config(&mut self, file: raw::File) -> Config {
+        let host = own_host_name();
+        let has_certificate = file.tls.self_signed || !file.tls.certificates.is_empty();
+        Config {
+            node: self.node(file.node, &host),
+            ownership: self.ownership(file.ownership),
+            backends: self.backends(file.backends),
+            default_domain: self.optional(
+                "names.default_domain",
+                &file.names.default_domain,
+                Domain::parse,
+            ),
+            mx: self.mx(file.mx, &host, has_certificate),
+            login: self.login(file.login, &host, has_certificate),
+            tls: self.tls(file.tls),
+            log: self.log(file.log),
+        }
+    }
+
+    fn node(&mut self, node: raw::Node, host: &str) -> NodeConfig {
+        let name = if node.name.is_empty() { host.to_owned() } else { node.name };
+        if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+            self.problems.note("node.name", "must be 1 to 255 octets without control characters");
+        }
+        NodeConfig {
+            name: name.into(),
+            state_dir: node.state_dir,
+            shutdown_grace: node.shutdown_grace,
+        }
+    }
+
+    fn ownership(&mut self, ownership: raw::Ownership) -> OwnershipConfig {
+        let url = self.secret("ownership.url", ownership.url, ownership.url_file);
+        let listen =
+            self.secret("ownership.listen_url", ownership.listen_url, ownership.listen_url_file);
+        let known = ["postgres://", "postgresql://", "sqlite:"];
+        if !known.iter().any(|scheme| url.starts_with(scheme)) {
+            self.problems.note("ownership.url", "must begin with postgres:// or sqlite:");
+        }
+        for (key, value) in [
+            ("ownership.max_staleness", ownership.max_staleness),
+            ("ownership.poll_interval", ownership.poll_interval),
+        ] {
+            if value.is_zero() {
+                self.problems.note(key, "must be longer than nothing");
+            }
+        }
+        if ownership.max_staleness <= ownership.poll_interval {
+            let message = "must be longer than ownership.poll_interval";
+            self.problems.note("ownership.max_staleness", message);
+        }
+        OwnershipConfig {
+            url,
+            listen_url: Some(listen).filter(|url| !url.is_empty()),
+            max_staleness: ownership.max_staleness,
+            poll_interval: ownership.poll_interval,
+            apply_schema: ownership.apply_schema,
+        }
+    }
+
+    /// A value that may come from a file instead, so that it need not stand in the configuration.
+    fn secret(&mut self, key: &str, value: String, file: Option<std::path::PathBuf>) -> String {
+        let Some(path) = file else { return value };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
+            Err(error) => {
+                let message = format!("cannot read {}: {error}", path.display());
+                self.problems.note(&format!("{key}_file"), message);
+                value
+            }
+        }
+    }
+
+    fn tls(&mut self, tls: raw::Tls) -> TlsConfig {
+        if tls.self_signed && !tls.certificates.is_empty() {
+            let message = "makes a certificate of its own, and tls.certificates names others: \
+                           leave one of the two out";
+            self.problems.note("tls.self_signed", message);
+        }
+        let certificates = tls
+            .certificates
+            .into_iter()
+            .map(|c| CertificateFiles { cert_file: c.cert_file, key_file: c.key_file });
+        TlsConfig { certificates: certificates.collect(), self_signed: tls.self_signed }
+    }
+
+    fn backends(&mut self, backends: std::collections::BTreeMap<String, raw::Backend>) -> Backends {
+        if backends.is_empty() {
+            let message = "no backend is configured: name at least the old and the new server, \
+                           [backends.old.mail], [backends.old.imap], …";
+            self.problems.note("backends", message);
+        }
+        let mut parsed = Vec::new();
+        for (name, backend) in backends {
+            let key = format!("backends.{name}");
+            let Ok(name) = BackendName::parse(&name) else {
+                let message = "a backend's name is 1 to 63 of a-z, 0-9, '-', '_' and '.'";
+                self.problems.note(&key, message);
+                continue;
+            };
+            let mail = backend.mail.and_then(|mail| self.mail(&format!("{key}.mail"), &mail));
+            let imap = backend.imap.and_then(|imap| {
+                if imap.protocol.is_some() {
+                    self.problems.note(&format!("{key}.imap.protocol"), "is for mail only");
+                }
+                let rules = EndpointRules {
+                    port: 143,
+                    implicit_port: 993,
+                    identity: Identity::DovecotId,
+                    credentials: true,
+                };
+                self.endpoint(&format!("{key}.imap"), &imap, rules)
+            });
+            if let Some(Identity::Xclient) = imap.as_ref().map(|imap| imap.identity) {
+                let message =
+                    "\"xclient\" is for mail; IMAP has \"dovecot-id\", \"proxy\" or \"none\"";
+                self.problems.note(&format!("{key}.imap.identity"), message);
+            }
+            parsed.push(Backend { name, mail, imap });
+        }
+        parsed.into_iter().collect()
+    }
+
+    fn mail(&mut self, key: &str, mail: &raw::Endpoint) -> Option<MailEndpoint> {
+        let protocol = match mail.protocol {
+            Some(raw::MailProtocol::Lmtp) => MailProtocol::Lmtp,
+            Some(raw::MailProtocol::Smtp) | None => MailProtocol::Smtp,
+        };
+        let (port, implicit_port) = match protocol {
+            MailProtocol::Smtp => (25, 465),
+            MailProtocol::Lmtp => (24, 24),
+        };
+        let rules =
+            EndpointRules { port, implicit_port, identity: Identity::None, credentials: false };
+        let endpoint = self.endpoint(key, mail, rules)?;
+        if endpoint.identity == Identity::DovecotId {
+            let message = "\"dovecot-id\" is for IMAP; mail has \"xclient\", \"proxy\" or \"none\"";
+            self.problems.note(&format!("{key}.identity"), message);
+        }
+        Some(MailEndpoint { endpoint, protocol })
+    }
+
+    fn endpoint(
+        &mut self,
+        key: &str,
+        endpoint: &raw::Endpoint,
+        rules: EndpointRules,
+    ) -> Option<Endpoint> {
+        if endpoint.host.is_empty() {
+            self.problems.note(&format!("{key}.host"), "is missing");
+            return None;
+        }
+        let host = endpoint.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        if host.parse::<IpAddr>().is_err() && Domain::parse(&host).is_err() {
+            let message = format!("{host:?} is neither a host name nor an IP address");
+            self.problems.note(&format!("{key}.host"), message);
+        }
+        let mode = endpoint.tls.unwrap_or(if is_loopback(&host) {
+            raw::BackendTls::Plain
+        } else {
+            raw::BackendTls::StartTls
+        });
+        let tls = self.backend_tls(key, &host, mode, endpoint, rules)?;
+        let default_port = match mode {
+            raw::BackendTls::Implicit => rules.implicit_port,
+            raw::BackendTls::Plain | raw::BackendTls::StartTls => rules.port,
+        };
+        Some(Endpoint {
+            host: host.into(),
+            port: endpoint.port.unwrap_or(default_port),
+            tls,
+            identity: endpoint.identity.map_or(rules.identity, Identity::from),
+            connect_timeout: endpoint.connect_timeout,
+            reply_timeout: endpoint.reply_timeout,
+        })
+    }
+
+    fn backend_tls(
+        &mut self,
+        key: &str,
+        host: &str,
+        mode: raw::BackendTls,
+        endpoint: &raw::Endpoint,
+        rules: EndpointRules,
+    ) -> Option<BackendTls> {
+        if mode == raw::BackendTls::Plain {
+            if rules.credentials && !is_loopback(host) && !endpoint.allow_plaintext {
+                let message = format!(
+                    "passwords would go to {host} in the clear; use \"starttls\" or \"implicit\", \
+                     or set allow_plaintext = true"
+                );
+                self.problems.note(&format!("{key}.tls"), message);
+            }
+            return Some(BackendTls::Plain);
+        }
+        let by_ip = host.parse::<IpAddr>().is_ok();
+        if by_ip && endpoint.server_name.is_empty() && endpoint.pin_sha256.is_empty() {
+            let message = "an IP address is no name to check a certificate by: \
+                           set server_name or pin_sha256";
+            self.problems.note(&format!("{key}.host"), message);
+            return None;
+        }
+        let name = if endpoint.server_name.is_empty() { host } else { &endpoint.server_name };
+        let Ok(name) = ServerName::try_from(name.to_owned()) else {
+            self.problems.note(&format!("{key}.server_name"), "is no host name");
+            return None;
+        };
+        let trust = match self.trust(key, endpoint) {
+            Some(trust) => client_config(&trust),
+            None => return None,
+        };
+        match (trust, mode) {
+            (Ok(config), raw::BackendTls::Implicit) => Some(BackendTls::Implicit(config, name)),
+            (Ok(config), raw::BackendTls::StartTls | raw::BackendTls::Plain) => {
+                Some(BackendTls::StartTls(config, name))
+            }
+            (Err(error), _) => {
+                self.problems.note(&format!("{key}.tls"), error.to_string());
+                None
+            }
+        }
+    }
+
+    fn trust(&mut self, key: &str, endpoint: &raw::Endpoint) -> Option<Trust> {
+        if endpoint.pin_sha256.is_empty() {
+            return Some(match &endpoint.ca_file {
+                Some(file) => Trust::CaFile(file.clone()),
+                None => Trust::Platform,
+            });
+        }
+        let pins: Option<Vec<[u8; 32]>> =
+            endpoint.pin_sha256.iter().map(|pin| digest_of_hex(pin)).collect();
+        if pins.is_none() {
+            let message = "a pin is 64 hexadecimal digits, colons allowed";
+            self.problems.note(&format!("{key}.pin_sha256"), message);
+        }
+        pins.map(Trust::Pins)
+    }
+
+    fn mx(&mut self, mx: raw::Mx, host: &str, has_certificate: bool) -> MxConfig {
+        for (key, timeout) in [
+            ("mx.command_timeout", mx.command_timeout),
+            ("mx.data_timeout", mx.data_timeout),
+            ("mx.delivery_timeout", mx.delivery_timeout),
+        ] {
+            if timeout.is_zero() {
+                self.problems.note(key, "must be longer than nothing");
+            }
+        }
+        if mx.max_recipients < 100 {
+            let message = "must be at least 100 (RFC 5321 §4.5.3.1.8)";
+            self.problems.note("mx.max_recipients", message);
+        }
+        let hostname = self.hostname("mx.hostname", &mx.hostname, host);
+        MxConfig {
+            hostname,
+            postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
+            listeners: self
+                .listener("mx.smtp", mx.smtp, ListenerTls::StartTls, has_certificate)
+                .into_iter()
+                .collect(),
+            max_message_size: mx.max_message_size.as_u64(),
+            memory_per_message: octets(mx.memory_per_message),
+            max_recipients: mx.max_recipients,
+            command_timeout: mx.command_timeout,
+            data_timeout: mx.data_timeout,
+            delivery_timeout: mx.delivery_timeout,
+            max_received: mx.max_received,
+        }
+    }
+
+    fn login(&mut self, login: raw::Login, host: &str, has_certificate: bool) -> LoginConfig {
+        for (key, timeout) in [
+            ("login.login_timeout", login.login_timeout),
+            ("login.attach_timeout", login.attach_timeout),
+            ("login.idle_timeout", login.idle_timeout),
+        ] {
+            if timeout.is_zero() {
+                self.problems.note(key, "must be longer than nothing");
+            }
+        }
+        let imap = self.listener("login.imap", login.imap, ListenerTls::StartTls, has_certificate);
+        let imaps =
+            self.listener("login.imaps", login.imaps, ListenerTls::Implicit, has_certificate);
+        LoginConfig {
+            hostname: self.hostname("login.hostname", &login.hostname, host),
+            imap: imap.into_iter().chain(imaps).collect(),
+            login_timeout: login.login_timeout,
+            max_failures: login.max_failures.max(1),
+            failure_delay: login.failure_delay,
+            attach_timeout: login.attach_timeout,
+            idle_timeout: login.idle_timeout,
+            kick_grace: login.kick_grace,
+            allow_plaintext: login.allow_plaintext,
+        }
+    }
+
+    fn listener(
+        &mut self,
+        key: &str,
+        listener: raw::Listener,
+        default_tls: ListenerTls,
+        has_certificate: bool,
+    ) -> Option<ListenerConfig> {
+        if listener.listen.is_empty() {
+            return None;
+        }
+        let tls = listener.tls.map_or(default_tls, ListenerTls::from);
+        if tls != ListenerTls::None && !has_certificate {
+            let message = "needs a certificate: set tls.certificates, or tls.self_signed = true for a \
+                           trial, or tls = \"none\" here";
+            self.problems.note(key, message);
+        }
+        let proxy = ProxyMode::from(listener.proxy_protocol);
+        if proxy != ProxyMode::Off && listener.proxy_trusted.is_empty() {
+            let message = "names no network, so nobody's PROXY header would be believed";
+            self.problems.note(&format!("{key}.proxy_trusted"), message);
+        }
+        for (name, limit) in [
+            ("max_connections", listener.max_connections),
+            ("max_per_address", listener.max_per_address),
+        ] {
+            if limit == 0 {
+                self.problems.note(&format!("{key}.{name}"), "must be at least 1");
+            }
+        }
+        let binds = listener.listen.iter().filter_map(|text| {
+            let bind = bind_of(text);
+            if bind.is_none() {
+                let message = format!("{text:?} is neither \":PORT\" nor \"ADDRESS:PORT\"");
+                self.problems.note(&format!("{key}.listen"), message);
+            }
+            bind
+        });
+        Some(ListenerConfig {
+            binds: binds.collect(),
+            tls,
+            proxy,
+            proxy_trusted: listener.proxy_trusted,
+            max_connections: listener.max_connections,
+            max_per_address: listener.max_per_address,
+        })
+    }
+
+    fn log(&mut self, log: raw::Log) -> LogConfig {
+        if let Err(error) = log.level.parse::<tracing_subscriber::filter::EnvFilter>() {
+            self.problems.note("log.level", error.to_string());
+        }
+        let format = match log.format {
+            raw::LogFormat::Text => LogFormat::Text,
+            raw::LogFormat::Json => LogFormat::Json,
+        };
+        LogConfig { format, level: log.level }
+    }
+
+    fn hostname(&mut self, key: &str, given: &str, host: &str) -> Domain {
+        let text = if given.is_empty() { host } else { given };
+        Domain::parse(text).unwrap_or_else(|error| {
+            self.problems.note(key, format!("{text:?} is no host name: {error}"));
+            Domain::localhost()
+        })
+    }
+
+    /// A text that may be empty for "not set".
+    fn optional<T, E: std::fmt::Display>(
+        &mut self,
+        key: &str,
+        text: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        if text.is_empty() {
+            return None;
+        }
+        parse(text).map_err(|error| self.problems.note(key, format!("{text:?}: {error}"))).ok()
+    }
+}
+
+/// What an endpoint's protocol brings along.
+#[derive(Clone, Copy)]
+struct EndpointRules {
+    port: u16,
+    implicit_port: u16,
+    /// How clients' addresses are forwarded when nothing is configured.
+    identity: Identity,
+    /// Passwords go over it.
+    credentials: bool,
+}
+
+impl From<raw::Identity> for Identity {
+    fn from(identity: raw::Identity) -> Self {
+        match identity {
+            raw::Identity::None => Self::None,
+            raw::Identity::Xclient => Self::Xclient,
+            raw::Identity::DovecotId => Self::DovecotId,
+            raw::Identity::Proxy => Self::Proxy,
+        }
+    }
+}
+
+impl From<raw::ListenerTls> for ListenerTls {
+    fn from(tls: raw::ListenerTls) -> Self {
+        match tls {
+            raw::ListenerTls::None => Self::None,
+            raw::ListenerTls::StartTls => Self::StartTls,
+            raw::ListenerTls::Implicit => Self::Implicit,
+        }
+    }
+}
+
+impl From<raw::ProxyMode> for ProxyMode {
+    fn from(mode: raw::ProxyMode) -> Self {
+        match mode {
+            raw::ProxyMode::Off => Self::Off,
+            raw::ProxyMode::Optional => Self::Optional,
+            raw::ProxyMode::Required => Self::Required,
+        }
+    }
+}
+
+fn bind_of(text: &str) -> Option<Bind> {
+    match text.strip_prefix(':') {
+        Some(port) => port.parse().ok().map(Bind::Port),
+        None => text.parse::<SocketAddr>().ok().map(Bind::Address),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn octets(size: bytesize::ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+fn digest_of_hex(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
+    let mut digest = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (octet, pair) in digest.iter_mut().zip(digits.chunks(2)) {
+        let pair = std::str::from_utf8(pair).ok()?;
+        *octet = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(digest)
+}
+
+/// The name the kernel has for this host.
+fn own_host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,403 @@
+//! The configuration file as written: every key with its default in one literal a section.
+//!
+//! Nothing here is checked beyond its type; `parse` does that. `config/mailshift.toml` shows every key,
+//! and a test compares it with these defaults (CFG-5).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) node: Node,
+    pub(super) ownership: Ownership,
+    pub(super) names: Names,
+    pub(super) tls: Tls,
+    pub(super) backends: BTreeMap<String, Backend>,
+    pub(super) mx: Mx,
+    pub(super) login: Login,
+    pub(super) log: Log,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) state_dir: PathBuf,
+    #[serde(with = "humantime_serde")]
+    pub(super) shutdown_grace: Duration,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            state_dir: "/var/lib/mailshift".into(),
+            shutdown_grace: Duration::from_secs(30),
+        }
+    }
+}
+
+#[derive(PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Ownership {
+    pub(super) url: String,
+    pub(super) url_file: Option<PathBuf>,
+    pub(super) listen_url: String,
+    pub(super) listen_url_file: Option<PathBuf>,
+    #[serde(with = "humantime_serde")]
+    pub(super) max_staleness: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) poll_interval: Duration,
+    pub(super) apply_schema: bool,
+}
+
+impl Default for Ownership {
+    fn default() -> Self {
+        Self {
+            url: "sqlite:/var/lib/mailshift/ownership/ownership.db".into(),
+            url_file: None,
+            listen_url: String::new(),
+            listen_url_file: None,
+            max_staleness: Duration::from_mins(5),
+            poll_interval: Duration::from_secs(1),
+            apply_schema: true,
+        }
+    }
+}
+
+/// The URLs may hold passwords.
+impl std::fmt::Debug for Ownership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ownership").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Names {
+    pub(super) default_domain: String,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) certificates: Vec<Certificate>,
+    pub(super) self_signed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Certificate {
+    pub(super) cert_file: PathBuf,
+    pub(super) key_file: PathBuf,
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Backend {
+    pub(super) mail: Option<Endpoint>,
+    pub(super) imap: Option<Endpoint>,
+}
+
+/// One protocol's address at a backend. `port`, `tls`, `identity` and `protocol` have defaults that
+/// depend on the protocol.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Endpoint {
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    pub(super) protocol: Option<MailProtocol>,
+    pub(super) tls: Option<BackendTls>,
+    pub(super) server_name: String,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) pin_sha256: Vec<String>,
+    pub(super) allow_plaintext: bool,
+    pub(super) identity: Option<Identity>,
+    #[serde(with = "humantime_serde")]
+    pub(super) connect_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) reply_timeout: Duration,
+}
+
+impl Default for Endpoint {
+    fn default() -> Self {
+        Self {
+            host: String::new(),
+            port: None,
+            protocol: None,
+            tls: None,
+            server_name: String::new(),
+            ca_file: None,
+            pin_sha256: Vec::new(),
+            allow_plaintext: false,
+            identity: None,
+            connect_timeout: Duration::from_secs(10),
+            reply_timeout: Duration::from_mins(1),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MailProtocol {
+    Smtp,
+    Lmtp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum BackendTls {
+    Plain,
+    StartTls,
+    Implicit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Identity {
+    None,
+    Xclient,
+    DovecotId,
+    Proxy,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Mx {
+    pub(super) hostname: String,
+    pub(super) postmaster: String,
+    pub(super) smtp: Listener,
+    pub(super) max_message_size: ByteSize,
+    pub(super) memory_per_message: ByteSize,
+    pub(super) max_recipients: usize,
+    #[serde(with = "humantime_serde")]
+    pub(super) command_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) data_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) delivery_timeout: Duration,
+    pub(super) max_received: usize,
+}
+
+impl Default for Mx {
+    fn default() -> Self {
+        Self {
+            hostname: String::new(),
+            postmaster: String::new(),
+            smtp: Listener::default(),
+            max_message_size: ByteSize::mib(50),
+            memory_per_message: ByteSize::kib(256),
+            max_recipients: 1000,
+            // RFC 5321 §4.5.3.2.7.
+            command_timeout: Duration::from_mins(5),
+            // RFC 5321 §4.5.3.2.5 allows 3 minutes a block.
+            data_timeout: Duration::from_mins(3),
+            // Below the ten minutes that senders wait after the dot (RFC 5321 §4.5.3.2.6).
+            delivery_timeout: Duration::from_mins(4),
+            max_received: 100,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "login_timeout is the operators' word")]
+pub(super) struct Login {
+    pub(super) hostname: String,
+    pub(super) imap: Listener,
+    pub(super) imaps: Listener,
+    #[serde(with = "humantime_serde")]
+    pub(super) login_timeout: Duration,
+    pub(super) max_failures: u32,
+    #[serde(with = "humantime_serde")]
+    pub(super) failure_delay: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) attach_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) idle_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) kick_grace: Duration,
+    pub(super) allow_plaintext: bool,
+}
+
+impl Default for Login {
+    fn default() -> Self {
+        Self {
+            hostname: String::new(),
+            imap: Listener::default(),
+            imaps: Listener::default(),
+            login_timeout: Duration::from_mins(3),
+            max_failures: 10,
+            failure_delay: Duration::from_secs(2),
+            attach_timeout: Duration::from_secs(30),
+            // IDLE is renewed every 29 minutes (RFC 2177); servers may log out after 30.
+            idle_timeout: Duration::from_mins(31),
+            kick_grace: Duration::from_secs(2),
+            allow_plaintext: false,
+        }
+    }
+}
+
+/// A listener. An empty `listen` is "off".
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Listener {
+    pub(super) listen: Vec<String>,
+    pub(super) tls: Option<ListenerTls>,
+    pub(super) proxy_protocol: ProxyMode,
+    pub(super) proxy_trusted: Vec<IpNet>,
+    pub(super) max_connections: usize,
+    pub(super) max_per_address: usize,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            tls: None,
+            proxy_protocol: ProxyMode::Off,
+            proxy_trusted: Vec::new(),
+            max_connections: 20_000,
+            max_per_address: 1_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ListenerTls {
+    None,
+    StartTls,
+    Implicit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ProxyMode {
+    Off,
+    Optional,
+    Required,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) format: LogFormat,
+    pub(super) level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFERENCE: &str = include_str!("../../../config/mailshift.toml");
+
+    /// The reference file with every shown default switched on.
+    fn reference() -> File {
+        let shown: Vec<&str> = REFERENCE
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest,
+                _ => line,
+            })
+            .collect();
+        toml::from_str(&shown.join("\n")).unwrap()
+    }
+
+    /// A default that depends on the protocol is `None` here and shown in the file.
+    fn listener(tls: ListenerTls) -> Listener {
+        Listener { tls: Some(tls), ..Listener::default() }
+    }
+
+    #[test]
+    fn the_reference_file_shows_every_default() {
+        let mut file = reference();
+        let unset = |path: &mut Option<PathBuf>| {
+            assert_eq!(path.take(), Some(PathBuf::new()), "an empty path shows that it is not set");
+        };
+        unset(&mut file.ownership.url_file);
+        unset(&mut file.ownership.listen_url_file);
+        let default = File {
+            mx: Mx { smtp: listener(ListenerTls::StartTls), ..Mx::default() },
+            login: Login {
+                imap: listener(ListenerTls::StartTls),
+                imaps: listener(ListenerTls::Implicit),
+                ..Login::default()
+            },
+            ..File::default()
+        };
+        file.backends.clear();
+        assert_eq!(file, default);
+    }
+
+    #[test]
+    fn the_reference_file_shows_every_key_of_a_backend() {
+        let mut file = reference();
+        let old = file.backends.remove("old").unwrap();
+        for (endpoint, identity) in
+            [(old.mail.unwrap(), Identity::None), (old.imap.unwrap(), Identity::DovecotId)]
+        {
+            let shown = Endpoint {
+                host: "127.0.0.1".into(),
+                port: endpoint.port,
+                protocol: endpoint.protocol,
+                tls: Some(BackendTls::Plain),
+                ca_file: Some(PathBuf::new()),
+                identity: Some(identity),
+                ..Endpoint::default()
+            };
+            assert_eq!(endpoint, shown);
+        }
+    }
+
+    /// The keys of a section are taken from the error that an unknown one gets.
+    #[test]
+    fn the_reference_file_has_every_key_of_every_section() {
+        for section in [
+            "node",
+            "ownership",
+            "names",
+            "tls",
+            "backends.old.imap",
+            "mx",
+            "mx.smtp",
+            "login",
+            "login.imap",
+            "login.imaps",
+            "log",
+        ] {
+            let wrong = format!("[{section}]\nno_such_key = 1\n");
+            let error = toml::from_str::<File>(&wrong).unwrap_err();
+            let shown = REFERENCE.split("\n[").find(|s| s.starts_with(&format!("{section}]")));
+            let shown = shown.unwrap_or_else(|| panic!("[{section}] is not in the file"));
+            for key in error.message().split('`').skip(3).step_by(2) {
+                let nested = REFERENCE.contains(&format!("[{section}.{key}]"));
+                let mail_only = section == "backends.old.imap" && key == "protocol";
+                assert!(
+                    shown.contains(&format!("{key} =")) || nested || mail_only,
+                    "{section}.{key} is not in config/mailshift.toml"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Listeners: where they bind, how many connections they take, who the client is (PROXY protocol).
+//!
+//! A connection that is accepted here is handed over as a socket with its client's address; what is
+//! spoken on it is the service's business. Accepting never ends because of an error: out of descriptors
+//! it waits a little, and says so now and then.
+
+mod bind;
+mod seats;
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+
+pub use bind::BindError;
+use seats::Seats;
+pub use seats::Seat;
+
+use crate::config::{ListenerConfig, ProxyMode};
+use crate::lifecycle::Lifecycle;
+use crate::proxy_protocol::{self, Prefix};
+
+/// Longest wait for a PROXY header (the same as Postfix and Dovecot give it, about).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where the header is optional, the peers may speak a protocol in which the server speaks first; so
+/// silence for this long means that there is none.
+const OPTIONAL_HEADER_WAIT: Duration = Duration::from_millis(200);
+/// Longest PROXY header taken; version 2 with all its extensions stays far below.
+const MAX_HEADER: usize = 2048;
+/// First and longest wait after a failed accept, such as one for want of descriptors.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+/// A failing accept is said this often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// Bound sockets with one set of rules.
+#[derive(Debug)]
+pub struct Listener {
+    sockets: Vec<TcpListener>,
+    rules: Arc<Rules>,
+}
+
+#[derive(Debug)]
+struct Rules {
+    proxy: ProxyMode,
+    trusted: Vec<IpNet>,
+    seats: Arc<Seats>,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket; nothing was read from it but a PROXY header.
+    pub socket: TcpStream,
+    /// The client's address: the socket's, or what a trusted PROXY header says.
+    pub client: SocketAddr,
+    /// The address the client connected to, likewise.
+    pub local: SocketAddr,
+    /// The connection's place among those allowed. Dropped when the connection has ended.
+    pub seat: Seat,
+}
+
+/// Why a connection was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// As many connections as allowed are open.
+    #[error("too many connections")]
+    TooMany,
+    /// As many connections as allowed are open from this address.
+    #[error("too many connections from this address")]
+    TooManyFromAddress,
+}
+
+/// Why a connection's PROXY header was not taken; it is closed without a word.
+#[derive(Debug, thiserror::Error)]
+enum HeaderFault {
+    #[error("not a trusted proxy, and a PROXY header is required here")]
+    Untrusted,
+    #[error("no PROXY header in time")]
+    Missing,
+    #[error("PROXY header of more than {MAX_HEADER} octets")]
+    TooLong,
+    #[error(transparent)]
+    Malformed(#[from] proxy_protocol::HeaderError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Listener {
+    /// Binds every address of `config`.
+    ///
+    /// # Errors
+    ///
+    /// A [`BindError`] that names the address.
+    pub fn bind(config: &ListenerConfig) -> Result<Self, BindError> {
+        let mut sockets = Vec::new();
+        for bind in &config.binds {
+            sockets.extend(bind::open(*bind)?);
+        }
+        let rules = Rules {
+            proxy: config.proxy,
+            trusted: config.proxy_trusted.clone(),
+            seats: Seats::new(config.max_connections, config.max_per_address),
+        };
+        Ok(Self { sockets, rules: Arc::new(rules) })
+    }
+
+    /// The addresses that are bound.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+    }
+
+    /// Accepts until `lifecycle` stops, with a task for each connection. `refusal` is what a connection
+    /// over the limits is told, in the protocol's words. A panic in a session ends that session only.
+    pub fn serve<S, F>(self, lifecycle: &Lifecycle, refusal: fn(Refused) -> Vec<u8>, session: S)
+    where
+        S: Fn(Accepted) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        for socket in self.sockets {
+            let (rules, session) = (Arc::clone(&self.rules), session.clone());
+            let tasks = lifecycle.clone();
+            lifecycle.spawn("listener", accept(socket, rules, tasks, refusal, session));
+        }
+    }
+}
+
+async fn accept<S, F>(
+    socket: TcpListener,
+    rules: Arc<Rules>,
+    lifecycle: Lifecycle,
+    refusal: fn(Refused) -> Vec<u8>,
+    session: S,
+) where
+    S: Fn(Accepted) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut back_off = BACK_OFF.0;
+    let mut complained: Option<Instant> = None;
+    loop {
+        let accepted = tokio::select! {
+            () = lifecycle.stop().cancelled() => return,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                back_off = BACK_OFF.0;
+                let (rules, session) = (Arc::clone(&rules), session.clone());
+                lifecycle.spawn("session", async move {
+                    if let Some(accepted) = admit(stream, peer, &rules, refusal).await {
+                        session(accepted).await;
+                    }
+                });
+            }
+            Err(error) => {
+                if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
+                    complained = Some(Instant::now());
+                    tracing::error!(%error, "cannot accept connections; trying again");
+                }
+                sleep(back_off).await;
+                back_off = back_off.saturating_mul(2).min(BACK_OFF.1);
+            }
+        }
+    }
+}
+
+/// Finds out who the client is and gives the connection a seat.
+async fn admit(
+    mut socket: TcpStream,
+    peer: SocketAddr,
+    rules: &Rules,
+    refusal: fn(Refused) -> Vec<u8>,
+) -> Option<Accepted> {
+    let peer = canonical(peer);
+    let local = canonical(socket.local_addr().ok()?);
+    let (client, local) = match client_of(&mut socket, peer, local, rules).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            tracing::info!(%peer, %error, "connection closed");
+            return None;
+        }
+    };
+    match rules.seats.take(client.ip()) {
+        Ok(seat) => Some(Accepted { socket, client, local, seat }),
+        Err(refused) => {
+            tracing::warn!(%client, error = %refused, "connection refused");
+            let words = refusal(refused);
+            let _ = timeout(HEADER_TIMEOUT, socket.write_all(&words)).await;
+            None
+        }
+    }
+}
+
+/// The client's address and ours as it sees it.
+async fn client_of(
+    socket: &mut TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+    rules: &Rules,
+) -> Result<(SocketAddr, SocketAddr), HeaderFault> {
+    let trusted = rules.trusted.iter().any(|network| network.contains(&peer.ip()));
+    let wait = match (rules.proxy, trusted) {
+        (ProxyMode::Off, _) | (ProxyMode::Optional, false) => return Ok((peer, local)),
+        (ProxyMode::Required, false) => return Err(HeaderFault::Untrusted),
+        (ProxyMode::Optional, true) => OPTIONAL_HEADER_WAIT,
+        (ProxyMode::Required, true) => HEADER_TIMEOUT,
+    };
+    match timeout(wait, first_octet(socket)).await {
+        Ok(first) => first?,
+        Err(_) if rules.proxy == ProxyMode::Optional => return Ok((peer, local)),
+        Err(_) => return Err(HeaderFault::Missing),
+    }
+    let header = timeout(HEADER_TIMEOUT, read_header(socket)).await;
+    match header.map_err(|_| HeaderFault::Missing)?? {
+        Some(addresses) => Ok(addresses.unwrap_or((peer, local))),
+        None if rules.proxy == ProxyMode::Optional => Ok((peer, local)),
+        None => Err(HeaderFault::Missing),
+    }
+}
+
+/// Waits until the peer has said something, without taking it.
+async fn first_octet(socket: &TcpStream) -> std::io::Result<()> {
+    socket.peek(&mut [0]).await.map(drop)
+}
+
+/// What a header names: the client and the address it connected to; `None` for the proxy itself (LOCAL).
+type Addresses = Option<(SocketAddr, SocketAddr)>;
+
+/// Takes the header off the socket and nothing behind it; `None` when there is none.
+async fn read_header(socket: &mut TcpStream) -> Result<Option<Addresses>, HeaderFault> {
+    use tokio::io::AsyncReadExt;
+    let mut seen = vec![0; MAX_HEADER];
+    let mut before = 0;
+    loop {
+        let count = socket.peek(&mut seen).await?;
+        let octets = seen.get(..count).unwrap_or_default();
+        match proxy_protocol::parse(octets)? {
+            Prefix::Absent => return Ok(None),
+            Prefix::Header { octets: length, client } => {
+                let mut header = vec![0; length];
+                socket.read_exact(&mut header).await?;
+                return Ok(Some(client.map(|c| (canonical(c.client), canonical(c.local)))));
+            }
+            Prefix::Incomplete if count >= MAX_HEADER => return Err(HeaderFault::TooLong),
+            // Nothing new: a peek of what is there returns at once, so wait a moment for more.
+            Prefix::Incomplete if count == before => sleep(Duration::from_millis(5)).await,
+            Prefix::Incomplete => before = count,
+        }
+    }
+}
+
+/// An IPv4 client on a dual-stack socket is an IPv4 client.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
+}

@@ -1,0 +1,133 @@
+//! The table's schema: numbered migrations in `config/schema`, built into every binary (OWN-1).
+
+use std::cmp::Ordering;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{PgPool, SqlitePool};
+
+use super::store::StoreError;
+
+/// Postgres: everything in one database.
+pub static POSTGRES: Migrator = sqlx::migrate!("../config/schema/postgres");
+/// SQLite: the table itself.
+pub static SQLITE: Migrator = sqlx::migrate!("../config/schema/sqlite");
+/// SQLite: the second file, for what the services write.
+pub static SQLITE_NODES: Migrator = sqlx::migrate!("../config/schema/sqlite-nodes");
+
+/// Why a schema is not the one this version knows. None of these is mended by waiting.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A newer version of Mailshift has changed the schema.
+    #[error(
+        "the schema is version {found}, newer than this program knows ({known}): use a newer program"
+    )]
+    Newer {
+        /// Version in the database.
+        found: i64,
+        /// Newest version built in.
+        known: i64,
+    },
+    /// The schema is older and must not be changed by the services.
+    #[error(
+        "the schema is version {found}, this program needs {known}: run `mailshift schema apply`, or set \
+         ownership.apply_schema = true"
+    )]
+    Older {
+        /// Version in the database; 0 when there is none.
+        found: i64,
+        /// Newest version built in.
+        known: i64,
+    },
+    /// A migration failed.
+    #[error("cannot bring the schema up to date: {0}")]
+    Migration(MigrateError),
+}
+
+/// Brings a Postgres schema up to date where `apply` allows it, and refuses one that is not.
+///
+/// # Errors
+///
+/// A [`SchemaError`], or the database's failure.
+pub async fn prepare_postgres(pool: &PgPool, apply: bool) -> Result<(), StoreError> {
+    if judge(version_postgres(pool).await?, &POSTGRES, apply)? {
+        POSTGRES.run(pool).await.map_err(fault)?;
+    }
+    Ok(())
+}
+
+/// The same for the two files of SQLite.
+///
+/// # Errors
+///
+/// As [`prepare_postgres`].
+pub async fn prepare_sqlite(
+    table: &SqlitePool,
+    nodes: &SqlitePool,
+    apply: bool,
+) -> Result<(), StoreError> {
+    if judge(version_sqlite(table).await?, &SQLITE, apply)? {
+        SQLITE.run(table).await.map_err(fault)?;
+    }
+    // The second file belongs to the services alone; there is nothing in it to ask about.
+    if judge(version_sqlite(nodes).await?, &SQLITE_NODES, true)? {
+        SQLITE_NODES.run(nodes).await.map_err(fault)?;
+    }
+    Ok(())
+}
+
+/// Newest migration in a Postgres database; 0 when there is none. Only reads, since a service's role
+/// may not create anything.
+///
+/// # Errors
+///
+/// The database's failure.
+pub async fn version_postgres(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    let there: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+        .fetch_one(pool)
+        .await?;
+    if !there {
+        return Ok(0);
+    }
+    sqlx::query_scalar(NEWEST).fetch_one(pool).await
+}
+
+/// Newest migration in an SQLite file; 0 when there is none.
+///
+/// # Errors
+///
+/// The file's failure.
+pub async fn version_sqlite(pool: &SqlitePool) -> Result<i64, sqlx::Error> {
+    let there: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'")
+            .fetch_one(pool)
+            .await?;
+    if there == 0 {
+        return Ok(0);
+    }
+    sqlx::query_scalar(NEWEST).fetch_one(pool).await
+}
+
+/// Newest version that `migrator` has built in.
+pub fn known(migrator: &Migrator) -> i64 {
+    migrator.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
+
+/// Whether migrations have to run.
+fn judge(found: i64, migrator: &Migrator, apply: bool) -> Result<bool, SchemaError> {
+    let known = known(migrator);
+    match found.cmp(&known) {
+        Ordering::Greater => Err(SchemaError::Newer { found, known }),
+        Ordering::Equal => Ok(false),
+        Ordering::Less if apply => Ok(true),
+        Ordering::Less => Err(SchemaError::Older { found, known }),
+    }
+}
+
+fn fault(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) => StoreError::Database(error),
+        other => StoreError::Schema(SchemaError::Migration(other)),
+    }
+}

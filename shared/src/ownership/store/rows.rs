@@ -1,0 +1,171 @@
+//! The table's rows as both databases return them, and the statements that are the same in both.
+
+use crate::ownership::Epoch;
+use crate::ownership::map::{AccountRow, AliasRow, Change, DomainRow, Tables};
+
+use super::{Cursor, Page, StoreError};
+
+/// Most changes read at once.
+pub(super) const PAGE: i64 = 10_000;
+
+pub(super) const NEWEST: &str = "SELECT epoch, kind, name, CAST(nonce AS text) AS nonce FROM changes \
+                                 ORDER BY epoch DESC, kind DESC, name DESC LIMIT 1";
+pub(super) const COUNT_ACCOUNTS: &str = "SELECT count(*) FROM accounts";
+pub(super) const COUNT_ALIASES: &str = "SELECT count(*) FROM aliases";
+pub(super) const DOMAINS: &str =
+    "SELECT domain, epoch, default_owner, subaddress_delimiter FROM domains";
+pub(super) const ACCOUNTS: &str =
+    "SELECT account, epoch, owner, state = 'held' AS held, login FROM accounts";
+pub(super) const ALIASES: &str = "SELECT alias, epoch, account, login FROM aliases";
+
+#[derive(sqlx::FromRow)]
+pub(super) struct CursorRow {
+    epoch: i64,
+    kind: String,
+    name: String,
+    nonce: String,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct DomainsRow {
+    domain: String,
+    epoch: i64,
+    default_owner: Option<String>,
+    subaddress_delimiter: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct AccountsRow {
+    account: String,
+    epoch: i64,
+    owner: String,
+    held: bool,
+    login: bool,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct AliasesRow {
+    alias: String,
+    epoch: i64,
+    account: String,
+    login: bool,
+}
+
+/// A row of `changes` beside the answer whether the cursor is still there. All but `intact` are NULL
+/// when there is no change to read.
+#[derive(sqlx::FromRow)]
+pub(super) struct ChangeRow {
+    intact: bool,
+    epoch: Option<i64>,
+    kind: Option<String>,
+    name: Option<String>,
+    nonce: Option<String>,
+    deleted: Option<bool>,
+    new_owner: Option<String>,
+    new_state: Option<String>,
+    new_account: Option<String>,
+    new_login: Option<bool>,
+    new_default_owner: Option<String>,
+    new_subaddress_delimiter: Option<String>,
+}
+
+impl DomainsRow {
+    pub(super) fn put(self, tables: &mut Tables) {
+        let epoch = epoch_of(self.epoch);
+        let row = domain_row(self.default_owner, self.subaddress_delimiter);
+        tables.set(epoch, Change::Domain(self.domain.into(), Some(row)));
+    }
+}
+
+impl AccountsRow {
+    pub(super) fn put(self, tables: &mut Tables) {
+        let row = AccountRow { owner: self.owner.into(), held: self.held, login: self.login };
+        tables.set(epoch_of(self.epoch), Change::Account(self.account.into(), Some(row)));
+    }
+}
+
+impl AliasesRow {
+    pub(super) fn put(self, tables: &mut Tables) {
+        let row = AliasRow { account: self.account.into(), login: self.login };
+        tables.set(epoch_of(self.epoch), Change::Alias(self.alias.into(), Some(row)));
+    }
+}
+
+impl From<CursorRow> for Cursor {
+    fn from(row: CursorRow) -> Self {
+        Self { epoch: epoch_of(row.epoch), kind: row.kind, name: row.name, nonce: Some(row.nonce) }
+    }
+}
+
+impl ChangeRow {
+    /// The change and its place; `None` for the row that only says whether the cursor is there.
+    fn read(self) -> Result<Option<(Cursor, Change)>, StoreError> {
+        let (Some(epoch), Some(kind), Some(name)) = (self.epoch, self.kind, self.name) else {
+            return Ok(None);
+        };
+        let epoch = epoch_of(epoch);
+        let lacks = |what| StoreError::Unreadable { epoch, what };
+        let deleted = self.deleted.unwrap_or(false);
+        let key: Box<str> = name.as_str().into();
+        let change = match kind.as_str() {
+            "account" if deleted => Change::Account(key, None),
+            "account" => {
+                let held = match self.new_state.as_deref() {
+                    Some("active") => false,
+                    Some("held") => true,
+                    Some(_) | None => return Err(lacks("an account in an unknown state")),
+                };
+                let owner = self.new_owner.ok_or(lacks("an account without owner"))?.into();
+                let login = self.new_login.unwrap_or(true);
+                Change::Account(key, Some(AccountRow { owner, held, login }))
+            }
+            "alias" if deleted => Change::Alias(key, None),
+            "alias" => {
+                let account = self.new_account.ok_or(lacks("an alias without account"))?.into();
+                let login = self.new_login.unwrap_or(true);
+                Change::Alias(key, Some(AliasRow { account, login }))
+            }
+            "domain" if deleted => Change::Domain(key, None),
+            "domain" => {
+                let row = domain_row(self.new_default_owner, self.new_subaddress_delimiter);
+                Change::Domain(key, Some(row))
+            }
+            _ => return Err(lacks("a change of an unknown kind")),
+        };
+        Ok(Some((Cursor { epoch, kind, name, nonce: self.nonce }, change)))
+    }
+}
+
+/// Reads what a store's statement returned for the changes after `cursor`.
+pub(super) fn page_of(rows: Vec<ChangeRow>, cursor: &Cursor) -> Result<Page, StoreError> {
+    let more = i64::try_from(rows.len()).is_ok_and(|count| count >= PAGE);
+    let mut page = Page { intact: true, changes: Vec::new(), cursor: cursor.clone(), more };
+    for row in rows {
+        page.intact &= row.intact;
+        if let Some((place, change)) = row.read()? {
+            page.changes.push((place.epoch, change));
+            page.cursor = place;
+        }
+    }
+    Ok(page)
+}
+
+fn domain_row(default_owner: Option<String>, delimiter: Option<String>) -> DomainRow {
+    DomainRow {
+        default_owner: default_owner.map(Into::into),
+        subaddress_delimiter: delimiter.unwrap_or_default().into(),
+        ..DomainRow::default()
+    }
+}
+
+pub(super) fn epoch_of(number: i64) -> Epoch {
+    Epoch::try_from(number).unwrap_or_default()
+}
+
+pub(super) fn signed(epoch: Epoch) -> i64 {
+    i64::try_from(epoch).unwrap_or(i64::MAX)
+}
+
+pub(super) fn number(count: i64) -> usize {
+    usize::try_from(count).unwrap_or_default()
+}

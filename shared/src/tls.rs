@@ -1,0 +1,47 @@
+//! TLS configurations: certificates for listeners, trust for backend connections.
+//!
+//! One `Arc<ServerConfig>` for all listeners and one `Arc<ClientConfig>` for each trust policy, so that
+//! sessions can be resumed. What is done with them is the wire's business. TLS 1.2 and 1.3 only.
+
+mod certificates;
+mod trust;
+
+use std::path::PathBuf;
+
+pub use certificates::Certificates;
+pub use trust::{Trust, client_config};
+
+/// Why certificates or trust cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A PEM file cannot be read.
+    #[error("cannot read {}: {reason}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A PEM file has nothing of what is looked for.
+    #[error("{} holds no certificate", file.display())]
+    Empty {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The key is not the certificate's, or of a kind that cannot be used.
+    #[error("{} and {} do not fit: {source}", cert.display(), key.display())]
+    Mismatch {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why.
+        source: tokio_rustls::rustls::Error,
+    },
+    /// No certificate could be made.
+    #[error("cannot make a self-signed certificate: {0}")]
+    SelfSigned(String),
+    /// The cryptography provider refused.
+    #[error("TLS cannot be set up: {0}")]
+    Provider(#[from] tokio_rustls::rustls::Error),
+}

@@ -1,0 +1,38 @@
+//! Measurements for the table in the README: `make bench`, release build.
+//!
+//! Each part prints medians of several runs and what it ran beside. Nothing here asserts: a number is for
+//! reading. The machine is named in the output, since a number without its machine says nothing.
+
+mod map;
+mod measure;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Mailshift.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+#[derive(Subcommand, Clone, Copy)]
+enum Part {
+    /// Owner map: load and look-up with 1,000,000 accounts.
+    Map,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    println!("{}", measure::machine());
+    let parts = match arguments.part {
+        Some(part) => vec![part],
+        None => vec![Part::Map],
+    };
+    for part in parts {
+        match part {
+            Part::Map => map::run().await?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The owner map with 1,000,000 accounts: memory, load from SQLite and Postgres, look-up.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use shared::backend::Backends;
+use shared::ownership::map::{AccountRow, AliasRow, Change, DomainRow, Tables};
+use shared::ownership::{Name, Ownership, lease};
+
+use crate::measure;
+
+const ACCOUNTS: usize = 1_000_000;
+const LOOK_UPS: usize = 2_000_000;
+const RUNS: usize = 5;
+
+pub async fn run() -> anyhow::Result<()> {
+    println!("\n# owner map, {ACCOUNTS} accounts, {} aliases", ACCOUNTS / 10);
+    let own = std::process::id();
+    let before = measure::resident(own)?;
+    let ownership = Ownership::new(Backends::default());
+    ownership.map().replace(tables());
+    let after = measure::resident(own)?;
+    println!("memory: {:.0} MB", (after - before) as f64 / 1e6);
+    ownership.lease().renew(lease::Moment::now(), Duration::from_secs(3600));
+    let names: Vec<Name> = (0..4096)
+        .map(|_| Name::of_login(account(fastrand::usize(..ACCOUNTS)).as_bytes()))
+        .collect::<Result<_, _>>()?;
+    let mut nanos = Vec::new();
+    for _ in 0..RUNS {
+        let began = Instant::now();
+        for index in 0..LOOK_UPS {
+            let _ = black_box(ownership.look_up(&names[index % names.len()]));
+        }
+        nanos.push(began.elapsed().as_nanos() as f64 / LOOK_UPS as f64);
+    }
+    println!("look-up: {:.0} ns (median of {RUNS} runs of {LOOK_UPS})", measure::median(nanos));
+    Ok(())
+}
+
+fn account(number: usize) -> String {
+    format!("user{number:07}@example.org")
+}
+
+fn tables() -> Tables {
+    let mut tables = Tables::with_capacity(ACCOUNTS, ACCOUNTS / 10);
+    tables.set(1, Change::Domain("example.org".into(), Some(DomainRow::default())));
+    for number in 0..ACCOUNTS {
+        let owner = if number % 3 == 0 { "new" } else { "old" }.into();
+        let row = AccountRow { owner, held: false, login: true };
+        tables.set(number as u64 + 2, Change::Account(account(number).into(), Some(row)));
+    }
+    for number in 0..ACCOUNTS / 10 {
+        let row = AliasRow { account: account(number * 10).into(), login: true };
+        tables.set(1, Change::Alias(format!("alias{number}@example.org").into(), Some(row)));
+    }
+    tables
+}

@@ -1,0 +1,47 @@
+//! Ownership tables to measure with.
+
+use std::path::Path;
+
+use shared::config::OwnershipConfig;
+use shared::ownership::store::{Node, Store};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+
+/// The configuration of a table under `url`.
+pub fn config(url: &str) -> OwnershipConfig {
+    OwnershipConfig {
+        url: url.to_owned(),
+        listen_url: None,
+        max_staleness: std::time::Duration::from_secs(300),
+        poll_interval: std::time::Duration::from_secs(1),
+        apply_schema: true,
+    }
+}
+
+/// A node of that name.
+pub fn node(name: &str) -> Node {
+    Node {
+        name: name.into(),
+        service: "login-proxy",
+        incarnation: name.into(),
+        backends: r#"{"old":"1","new":"2"}"#.into(),
+    }
+}
+
+/// An SQLite table in `directory` with `accounts` accounts at old. Returns its URL.
+pub async fn sqlite(directory: &Path, accounts: usize) -> anyhow::Result<String> {
+    std::fs::create_dir_all(directory)?;
+    let file = directory.join("ownership.db");
+    let url = format!("sqlite:{}", file.display());
+    drop(Store::open(&config(&url), node("setup")).await?);
+    let pool = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file)).await?;
+    sqlx::query("INSERT INTO domains (domain) VALUES ('example.org')").execute(&pool).await?;
+    sqlx::query(
+        "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < $1) \
+         INSERT INTO accounts (account, owner) SELECT 'user' || i || '@example.org', 'old' FROM n",
+    )
+    .bind(i64::try_from(accounts)?)
+    .execute(&pool)
+    .await?;
+    pool.close().await;
+    Ok(url)
+}

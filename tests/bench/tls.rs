@@ -1,0 +1,62 @@
+//! A throw-away authority and certificate (ECDSA P-256), and clients that trust it and never resume.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// The name in the certificate.
+pub const HOST: &str = "mail.example.org";
+
+/// PEM files in a directory, and what is made from them.
+pub struct Tls {
+    pub ca_file: PathBuf,
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    pub acceptor: TlsAcceptor,
+    pub connector: TlsConnector,
+}
+
+impl Tls {
+    pub fn new(directory: &Path) -> anyhow::Result<Self> {
+        let mut authority = CertificateParams::new(Vec::<String>::new())?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
+        let key = KeyPair::generate()?;
+        let certificate =
+            CertificateParams::new(vec![HOST.to_owned(), "localhost".to_owned()])?.signed_by(&key, &authority)?;
+        let file = |name: &str, pem: String| -> anyhow::Result<PathBuf> {
+            let path = directory.join(name);
+            std::fs::write(&path, pem)?;
+            Ok(path)
+        };
+        let ca_file = file("ca.pem", authority.pem())?;
+        let cert_file = file("cert.pem", certificate.pem())?;
+        let key_file = file("key.pem", key.serialize_pem())?;
+        let chain = vec![CertificateDer::from_pem_file(&cert_file)?];
+        let server = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_file(&key_file)?)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&ca_file)?)?;
+        let mut client =
+            ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        client.resumption = Resumption::disabled();
+        Ok(Self {
+            ca_file,
+            cert_file,
+            key_file,
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            connector: TlsConnector::from(Arc::new(client)),
+        })
+    }
+
+    pub fn name() -> ServerName<'static> {
+        ServerName::try_from(HOST).expect("a host name")
+    }
+}
