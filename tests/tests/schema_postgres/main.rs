@@ -8,19 +8,18 @@ mod plain_sql;
 mod roles;
 mod views;
 
-use sqlx::migrate::Migrator;
+use shared::ownership::schema;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor};
 use tests::postgres::{Database, Server};
 
-static SCHEMA: Migrator = sqlx::migrate!("../config/schema/postgres");
 const ROLES: &str = include_str!("../../../config/schema/postgres/roles.sql");
 
 /// A database of one's own with the schema, a domain that lives at `old`, and three accounts there.
 async fn table() -> (Database, PgPool) {
     let database = Server::shared().create_database().unwrap();
     let pool = PgPoolOptions::new().max_connections(12).connect(&database.url).await.unwrap();
-    SCHEMA.run(&pool).await.unwrap();
+    schema::POSTGRES.run(&pool).await.unwrap();
     run(
         &pool,
         "INSERT INTO domains (domain, default_owner) VALUES ('example.org', 'old'), \
