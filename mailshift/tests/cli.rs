@@ -259,10 +259,11 @@ fn as_user(uid: u32, program: &str, arguments: &[&str]) -> Output {
 fn assert_belongs_to_services(directory: &Path) {
     for entry in fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
-        let of = entry.metadata().unwrap();
-        assert_eq!(of.gid(), GROUP, "{:?}", entry.path());
-        assert_ne!(of.uid(), 0, "{:?} belongs to root", entry.path());
-        assert_eq!(of.mode() & 0o667, 0o660, "{:?} has mode {:o}", entry.path(), of.mode());
+        let (of, file) = (entry.metadata().unwrap(), entry.path());
+        let file = file.display();
+        assert_eq!(of.gid(), GROUP, "{file}");
+        assert_ne!(of.uid(), 0, "{file} belongs to root");
+        assert_eq!(of.mode() & 0o667, 0o660, "{file} has mode {:o}", of.mode());
     }
 }
 

@@ -10,11 +10,13 @@
 pub mod address;
 pub mod backend;
 pub mod config;
+pub mod credentials;
 pub mod dialogue;
 pub mod lifecycle;
 pub mod listener;
 pub mod ownership;
 pub mod proxy_protocol;
+pub mod sasl;
 pub mod service;
 pub mod state_dir;
 pub mod telemetry;

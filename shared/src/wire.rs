@@ -1,7 +1,7 @@
 //! A peer's connection: socket, TLS, unread and queued octets, deadlines. The one place for each.
 //!
 //! A [`Wire`] drives a [`Dialogue`] where the peer leads ([`Wire::drive`]) and is spoken on directly
-//! where we lead ([`Wire::say`], [`Wire::line`]). Two of them are joined by [`join::join`].
+//! where we lead ([`Wire::say`], [`Wire::line`]). Two of them are joined by [`join`].
 //!
 //! An idle wire owns no buffers: it waits until the socket is ready, then reads and decrypts within
 //! its thread's [`scratch`] and keeps only what is left over. A pending write never stops reading,
@@ -11,6 +11,7 @@
 //! or its sender is broken. Either way the connection ends, on client and backend legs.
 
 mod connect;
+mod join;
 mod records;
 mod scratch;
 
@@ -29,9 +30,10 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 
 pub use self::connect::{ConnectError, Proxied};
+pub use self::join::{Ended, JoinRules, Joined, Leg, join};
 use self::records::Tls;
 pub use self::records::TlsDescription;
-use self::scratch::{MAX_PARTIAL, Outgoing, READ, Scratch};
+use self::scratch::{MAX_PARTIAL, Outgoing, READ, Reading, Scratch};
 use crate::dialogue::{Dialogue, Input, Line, Output, Step, Violation};
 
 /// Most octets a peer may send ahead of what we consume (one record more under TLS).
@@ -53,14 +55,15 @@ pub struct Wire {
     pub output: Output,
     /// Longest waits.
     pub deadlines: Deadlines,
-    peer: SocketAddr,
-    local: SocketAddr,
+    /// The peer's address and ours. Rarely looked at, so not in every joined session's task.
+    addresses: Box<(SocketAddr, SocketAddr)>,
     /// For the client's STARTTLS.
     offered: Option<Arc<ServerConfig>>,
     /// The peer will send nothing more.
     ended: bool,
-    /// Octets the socket has taken, to see progress by.
+    /// Octets the socket has taken and given, to see progress by.
     sent: u64,
+    received: u64,
 }
 
 /// Longest waits on a peer.
@@ -115,29 +118,29 @@ impl Wire {
             input: Input::default(),
             output: Output::default(),
             deadlines,
-            peer: canonical(peer),
-            local: canonical(local),
+            addresses: Box::new((canonical(peer), canonical(local))),
             offered: None,
             ended: false,
             sent: 0,
+            received: 0,
         })
     }
 
     /// The same wire, whose peer and own address a trusted PROXY header named.
     pub fn on_behalf_of(mut self, peer: SocketAddr, local: SocketAddr) -> Self {
-        (self.peer, self.local) = (canonical(peer), canonical(local));
+        *self.addresses = (canonical(peer), canonical(local));
         self
     }
 
     /// The peer's address: the client's, where a trusted PROXY header named one. IPv4 addresses are
     /// written as such, also where the socket is an IPv6 one.
     pub fn peer(&self) -> SocketAddr {
-        self.peer
+        self.addresses.0
     }
 
     /// Our address on this connection: the one the client connected to, where a PROXY header says so.
     pub fn local(&self) -> SocketAddr {
-        self.local
+        self.addresses.1
     }
 
     /// True once a TLS handshake was completed.
@@ -338,11 +341,14 @@ impl Wire {
     }
 
     fn deadline(&self, limit: Duration) -> Instant {
-        let now = Instant::now();
-        // A limit beyond the clock's end is no limit; thirty years are.
-        let far = || now + Duration::from_hours(30 * 365 * 24);
-        let deadline = now.checked_add(limit).unwrap_or_else(far);
+        let deadline = later(Instant::now(), limit);
         self.deadlines.until.map_or(deadline, |until| until.min(deadline))
+    }
+
+    /// True while octets are under way: queued, or the front of a record without its end.
+    fn something_waits(&self) -> bool {
+        let waits = |tls: &Tls| !tls.pending.is_empty() || !tls.partial().is_empty();
+        !self.output.is_empty() || self.tls.as_deref().is_some_and(waits)
     }
 
     fn leave_plaintext(&mut self) -> Result<(), WireError> {
@@ -419,20 +425,22 @@ impl Wire {
         scratch: &mut Scratch,
     ) -> Poll<Result<usize, WireError>> {
         let room = MAX_UNREAD.saturating_sub(self.input.len());
-        let plain = ready!(self.poll_open(cx, room, scratch))?;
+        let Scratch { reading, outgoing } = scratch;
+        let plain = ready!(self.poll_open(cx, room, reading, outgoing))?;
         self.input.push(plain);
         Poll::Ready(Ok(plain.len()))
     }
 
-    /// Reads once, at most `room` octets, and returns the plaintext, which lies in `scratch`. None
+    /// Reads once, at most `room` octets, and returns the plaintext, which lies in `reading`. None
     /// may come: at the peer's end, or when it sent TLS's own records only.
     fn poll_open<'s>(
         &mut self,
         cx: &mut Context<'_>,
         room: usize,
-        scratch: &'s mut Scratch,
+        reading: &'s mut Reading,
+        outgoing: &mut Outgoing,
     ) -> Poll<Result<&'s [u8], WireError>> {
-        let Scratch { incoming, used, plain, outgoing } = scratch;
+        let Reading { incoming, used, plain } = reading;
         let partial = self.tls.as_ref().map_or(&[][..], |tls| tls.partial());
         let kept = partial.len();
         if kept >= MAX_PARTIAL {
@@ -445,6 +453,7 @@ impl Wire {
         let count = buffer.filled().len();
         let filled = kept.saturating_add(count);
         *used = filled.max(*used);
+        self.received = self.received.wrapping_add(count as u64);
         if count == 0 {
             self.ended = true;
             return Poll::Ready(Ok(&[]));
@@ -456,6 +465,7 @@ impl Wire {
             front.copy_from_slice(tls.partial());
         }
         let records = incoming.get_mut(..filled).unwrap_or_default();
+        plain.clear();
         let opened = tls.open(records, plain, outgoing);
         self.ended |= tls.peer_closed();
         if let Err(error) = opened {
@@ -463,7 +473,7 @@ impl Wire {
             let _ = self.poll_pending(cx);
             return Poll::Ready(Err(error.into()));
         }
-        Poll::Ready(Ok(plain))
+        Poll::Ready(Ok(plain.octets()))
     }
 
     /// Writes everything that is queued, as far as the socket takes it. While the handshake lasts,
@@ -552,6 +562,11 @@ impl Wire {
     }
 }
 
+/// `limit` after `from`; a limit beyond the clock's end is as good as thirty years.
+fn later(from: Instant, limit: Duration) -> Instant {
+    from.checked_add(limit).unwrap_or_else(|| from + Duration::from_hours(30 * 365 * 24))
+}
+
 /// An IPv4 client of an IPv6 socket has an IPv4 address.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
@@ -574,6 +589,9 @@ impl From<Elapsed> for WireError {
 impl std::fmt::Debug for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let tls = self.tls.as_ref().map(|tls| tls.description());
-        f.debug_struct("Wire").field("peer", &self.peer).field("tls", &tls).finish_non_exhaustive()
+        f.debug_struct("Wire")
+            .field("peer", &self.peer())
+            .field("tls", &tls)
+            .finish_non_exhaustive()
     }
 }
