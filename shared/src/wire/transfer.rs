@@ -20,6 +20,10 @@ impl Wire {
     pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
         loop {
             if self.is_secured() {
+                // Peers wait for our Finished, but not for tickets.
+                if !self.tls.as_ref().is_some_and(|tls| tls.only_tickets_wait()) {
+                    ready!(self.poll_pending(cx))?;
+                }
                 return Poll::Ready(Ok(()));
             }
             if self.ended {
@@ -132,7 +136,7 @@ impl Wire {
             match &self.tls {
                 Some(tls) if tls.is_handshaking() => return self.poll_pending(cx),
                 // A few records that wait, such as session tickets, go out together with what is
-                // said next: apart, Nagle and delayed ACKs cost 40 ms.
+                // said next.
                 Some(tls) if self.output.is_empty() || tls.pending.len() > TOGETHER => {
                     ready!(self.poll_pending(cx))?;
                 }
