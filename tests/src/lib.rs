@@ -13,6 +13,7 @@ pub mod patience;
 pub mod place;
 pub mod ports;
 pub mod postfix;
+pub mod postgres;
 pub mod smtp;
 pub mod table;
 pub mod test_ca;

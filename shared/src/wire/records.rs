@@ -20,7 +20,7 @@ use tokio_rustls::rustls::unbuffered::{
 };
 use tokio_rustls::rustls::{self, ClientConfig, CommonState, ProtocolVersion};
 
-use super::scratch::Outgoing;
+use super::scratch::{Outgoing, Plain};
 use crate::dialogue::Output;
 
 /// Octets that one record of 16 KiB grows by, at most (RFC 8446 §5.2; RFC 5246 §6.2.3 with AEAD).
@@ -82,8 +82,10 @@ enum Turn {
 
 /// What is done with plaintext in one run of rustls' state machine.
 enum Task<'a> {
-    /// Append what records hold to this.
-    Open(&'a mut Vec<u8>),
+    /// Put here what records hold.
+    Open(&'a mut Plain),
+    /// Expect none.
+    Greet,
     /// Encrypt this.
     Seal(&'a [u8]),
     /// Say close_notify.
@@ -108,7 +110,7 @@ impl Tls {
         outgoing: &mut Outgoing,
     ) -> Result<Self, rustls::Error> {
         let mut tls = Self::new(Side::Client(UnbufferedClientConnection::new(config, name)?), None);
-        tls.run(&mut [], &mut Task::Open(&mut Vec::new()), outgoing)?;
+        tls.run(&mut [], &mut Task::Greet, outgoing)?;
         tls.pending.push(outgoing.queued());
         Ok(tls)
     }
@@ -127,6 +129,15 @@ impl Tls {
     /// True until both sides may send plaintext.
     pub(super) fn is_handshaking(&self) -> bool {
         self.side.common().is_handshaking()
+    }
+
+    /// True when what is pending at the end of the handshake is nothing the peer waits for: a server
+    /// of TLS 1.3 has sent its Finished long before.
+    pub(super) fn only_tickets_wait(&self) -> bool {
+        match &self.side {
+            Side::Client(_) => false,
+            Side::Server(s) => s.protocol_version() == Some(ProtocolVersion::TLSv1_3),
+        }
     }
 
     /// True once the peer's close_notify was read.
@@ -162,13 +173,13 @@ impl Tls {
         Some(TlsDescription { version, cipher })
     }
 
-    /// Takes `incoming`, which begins with [`Self::partial`], and appends what its records hold to
+    /// Takes `incoming`, which begins with [`Self::partial`], and puts what its records hold in
     /// `plain`. Keeps an incomplete record. What rustls wants sent becomes pending, an alert for the
     /// error that is returned included.
     pub(super) fn open(
         &mut self,
         incoming: &mut [u8],
-        plain: &mut Vec<u8>,
+        plain: &mut Plain,
         outgoing: &mut Outgoing,
     ) -> Result<(), rustls::Error> {
         let result = self.run(incoming, &mut Task::Open(plain), outgoing);
@@ -253,7 +264,7 @@ impl Tls {
     /// Collects the alert that rustls prepared for an error, and what it wanted sent before.
     fn alert(&mut self, outgoing: &mut Outgoing) {
         while self.side.common().wants_write() {
-            let task = &mut Task::Open(&mut Vec::new());
+            let task = &mut Task::Greet;
             let turned = match &mut self.side {
                 Side::Client(c) => turn(c.process_tls_records(&mut []), task, outgoing),
                 Side::Server(s) => turn(s.process_tls_records(&mut []), task, outgoing),
@@ -277,12 +288,13 @@ fn turn<Data>(
             while let Some(record) = records.next_record() {
                 let record = record?;
                 discard = discard.saturating_add(record.discard);
-                match task {
-                    Task::Open(plain) => plain.extend_from_slice(record.payload),
+                let put = match task {
+                    Task::Open(plain) => plain.put(record.payload),
                     // `open` has taken every complete record before.
-                    Task::Seal(_) | Task::Close => {
-                        return Err(rustls::Error::General("record out of turn".to_owned()));
-                    }
+                    Task::Greet | Task::Seal(_) | Task::Close => false,
+                };
+                if !put {
+                    return Err(rustls::Error::General("record out of turn".to_owned()));
                 }
             }
             Turn::Again
@@ -310,7 +322,7 @@ fn turn<Data>(
         ConnectionState::Closed => Turn::Closed,
         ConnectionState::WriteTraffic(mut traffic) => {
             let count = match task {
-                Task::Open(_) => 0,
+                Task::Open(_) | Task::Greet => 0,
                 Task::Seal(plain) => {
                     let records = plain.len().div_ceil(RECORD).saturating_add(1);
                     let room = plain.len().saturating_add(records.saturating_mul(RECORD_OVERHEAD));
@@ -369,3 +381,6 @@ impl std::fmt::Display for TlsDescription {
         write!(f, "{} with cipher {}", self.version, self.cipher)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,14 +15,27 @@ pub(super) const MAX_PARTIAL: usize = 64 * 1024;
 
 /// One thread's buffers.
 pub(super) struct Scratch {
+    pub(super) reading: Reading,
+    /// Records to be written.
+    pub(super) outgoing: Outgoing,
+}
+
+/// Where octets are read and decrypted.
+pub(super) struct Reading {
     /// As read: an incomplete record from before, then what the socket had.
     pub(super) incoming: Vec<u8>,
     /// Octets at the front of `incoming` that were used.
     pub(super) used: usize,
-    /// What several records held.
-    pub(super) plain: Vec<u8>,
-    /// Records to be written.
-    pub(super) outgoing: Outgoing,
+    /// What the records held.
+    pub(super) plain: Plain,
+}
+
+/// Plaintext of the records of one read, in a buffer that keeps its size.
+pub(super) struct Plain {
+    octets: Vec<u8>,
+    filled: usize,
+    /// Octets at the front of `octets` that were used.
+    used: usize,
 }
 
 /// Records to be written, built up from the front of a buffer that keeps its size.
@@ -44,10 +57,7 @@ pub(super) fn lend<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
         let result = work(scratch);
         // Not `outgoing`: what is there is encrypted.
         scratch.outgoing.clear();
-        scratch.incoming.get_mut(..scratch.used).unwrap_or_default().zeroize();
-        scratch.used = 0;
-        scratch.plain.as_mut_slice().zeroize();
-        scratch.plain.clear();
+        scratch.reading.wipe();
         result
     })
 }
@@ -55,11 +65,48 @@ pub(super) fn lend<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
 impl Scratch {
     fn new() -> Self {
         Self {
-            incoming: vec![0; MAX_PARTIAL + READ],
-            used: 0,
-            plain: Vec::with_capacity(2 * READ),
+            reading: Reading {
+                incoming: vec![0; MAX_PARTIAL + READ],
+                used: 0,
+                // What is decrypted is shorter than what was read.
+                plain: Plain { octets: vec![0; MAX_PARTIAL + READ], filled: 0, used: 0 },
+            },
             outgoing: Outgoing { octets: vec![0; 2 * READ], filled: 0 },
         }
+    }
+}
+
+impl Reading {
+    fn wipe(&mut self) {
+        self.incoming.get_mut(..self.used).unwrap_or_default().zeroize();
+        self.used = 0;
+        self.plain.octets.get_mut(..self.plain.used).unwrap_or_default().zeroize();
+        self.plain.used = 0;
+        self.plain.filled = 0;
+    }
+}
+
+impl Plain {
+    /// What was put here.
+    pub(super) fn octets(&self) -> &[u8] {
+        self.octets.get(..self.filled).unwrap_or_default()
+    }
+
+    /// Makes room for the next read's plaintext.
+    pub(super) fn clear(&mut self) {
+        self.filled = 0;
+    }
+
+    /// Adds what a record held; false when there is no room, which cannot happen for octets that
+    /// were decrypted from `incoming`.
+    #[must_use]
+    pub(super) fn put(&mut self, octets: &[u8]) -> bool {
+        let until = self.filled.saturating_add(octets.len());
+        let Some(room) = self.octets.get_mut(self.filled..until) else { return false };
+        room.copy_from_slice(octets);
+        self.filled = until;
+        self.used = self.used.max(until);
+        true
     }
 }
 
