@@ -18,6 +18,7 @@ pub mod ownership;
 pub mod proxy_protocol;
 pub mod sasl;
 pub mod service;
+pub mod smtp;
 pub mod state_dir;
 pub mod telemetry;
 pub mod tls;

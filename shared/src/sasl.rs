@@ -53,7 +53,6 @@ pub fn decode_base64(text: &[u8]) -> Result<Secret, SaslError> {
 /// # Errors
 ///
 /// [`SaslError::Form`].
-#[expect(clippy::similar_names, reason = "RFC 4616's words")]
 pub fn decode_plain(response: &Secret) -> Result<Credentials, SaslError> {
     let mut parts = response.expose().split(|octet| *octet == 0);
     let (Some(authzid), Some(authcid), Some(password), None) =
