@@ -168,6 +168,23 @@ impl Imap {
             .collect())
     }
 
+    /// What the server calls itself in its answer to ID (RFC 2971).
+    ///
+    /// # Errors
+    ///
+    /// It does not say.
+    pub async fn server_name(&mut self) -> Result<String> {
+        let response = self.command("ID NIL").await?;
+        let fields = response.untagged.iter().find_map(|line| line.strip_prefix("* ID ("));
+        let mut words = fields.context("no ID")?.split('"');
+        words
+            .by_ref()
+            .find(|word| word.eq_ignore_ascii_case("name"))
+            .and_then(|_| words.nth(1))
+            .map(str::to_owned)
+            .context("no name in ID")
+    }
+
     /// Begins IDLE (RFC 2177), on the inbox.
     ///
     /// # Errors

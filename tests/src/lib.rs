@@ -3,6 +3,7 @@
 //! Everything listens on loopback, keeps its state in a short directory of its own under `/tmp` and ends
 //! with the process that started it, however that ends.
 
+pub mod chat;
 pub mod children;
 pub mod conversation;
 pub mod dovecot;

@@ -113,11 +113,13 @@ fn words_of_2_3(text: &mut String, server: &Dovecot) -> Result<()> {
 mail_location = maildir:~/Maildir
 disable_plaintext_auth = no
 lmtp_save_to_detail_mailbox = no
+imap_id_send = name {name}
 userdb {{
   driver = passwd-file
   args = {place}/users
 }}
-"
+",
+        name = server.name
     )?;
     if server.options.gate {
         write!(
@@ -152,10 +154,14 @@ protocols {{
 mail_driver = maildir
 mail_path = ~/Maildir
 auth_allow_cleartext = yes
+imap_id_send {{
+  name = {name}
+}}
 userdb passwd-file {{
   passwd_file_path = {place}/users
 }}
-"
+",
+        name = server.name
     )?;
     anyhow::ensure!(!server.options.gate, "logins can be held back with Dovecot 2.3 only");
     write!(text, "passdb passwd-file {{\n  passwd_file_path = {place}/users\n}}\n")?;
