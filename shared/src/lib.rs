@@ -10,12 +10,15 @@
 pub mod address;
 pub mod backend;
 pub mod config;
+pub mod credentials;
 pub mod dialogue;
 pub mod lifecycle;
 pub mod listener;
 pub mod ownership;
 pub mod proxy_protocol;
+pub mod sasl;
 pub mod service;
+pub mod smtp;
 pub mod state_dir;
 pub mod telemetry;
 pub mod tls;

@@ -18,8 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use bind::BindError;
-use seats::Seats;
 pub use seats::Seat;
+use seats::Seats;
 
 use crate::config::{ListenerConfig, ProxyMode};
 use crate::lifecycle::Lifecycle;

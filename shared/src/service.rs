@@ -4,6 +4,8 @@
 //! serve, wait for a signal, finish what is in hand, take the node out of the table. What a service does
 //! with its connections is its own business.
 
+pub mod cli;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -26,7 +26,8 @@ pub fn resident(pid: u32) -> anyhow::Result<u64> {
 pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The command's name may hold spaces; the fields are counted from behind its bracket.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
     let per_second = rustix::param::clock_ticks_per_second();
     Ok(Duration::from_secs_f64((ticks(11) + ticks(12)) as f64 / per_second as f64))
@@ -74,7 +75,8 @@ pub fn machine() -> String {
             .unwrap_or_else(|| "?".into())
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let profile = if cfg!(debug_assertions) { "DEBUG BUILD, not comparable" } else { "release build" };
+    let profile =
+        if cfg!(debug_assertions) { "DEBUG BUILD, not comparable" } else { "release build" };
     format!(
         "machine: {} cores, {}, {}, Linux {}; {profile}",
         cores,

@@ -1,1 +1,3 @@
 //! Private servers, clients and dialogues for the end-to-end tests.
+
+pub mod postgres;

@@ -1,0 +1,398 @@
+//! IMAP before login (RFC 3501 §6.1, §6.2; RFC 9051), as a pure state machine.
+//!
+//! LOGIN and AUTHENTICATE PLAIN become an event; everything else that a client may say before login is
+//! answered here: CAPABILITY, ID (RFC 2971), ENABLE, NOOP, STARTTLS, LOGOUT. Framing is [`frame`]'s
+//! business, words are [`token`]'s. After login nothing of this file is involved any more.
+
+mod frame;
+mod token;
+
+use shared::credentials::{Credentials, Secret};
+use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
+use shared::sasl::{decode_base64, decode_plain};
+
+use super::{Front, Terms};
+use crate::backend::Welcome;
+use crate::refusal::{Farewell, Refusal};
+use frame::Frame;
+use token::{Token, tokens};
+
+/// Wrong commands before a client is sent away.
+const MAX_BAD_COMMANDS: u32 = 10;
+/// Longest tag in octets; Dovecot has the same.
+const MAX_TAG: usize = 126;
+/// Longest SASL response in octets with its line end: 16 KiB of token, for base64 a third more.
+const MAX_SASL_LINE: usize = 22 * 1024;
+/// Pairs of a client's ID that are kept (RFC 2971 §3.3).
+const MAX_ID_PAIRS: usize = 30;
+
+/// An IMAP client that has not logged in.
+#[derive(Debug)]
+pub struct ImapFront {
+    terms: Terms,
+    state: State,
+    bad_commands: u32,
+    /// Literals of the command at hand that were asked for with `+`.
+    invited: usize,
+    asked_capability: bool,
+    id: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Between commands.
+    Command,
+    /// AUTHENTICATE waits for its response.
+    Response { tag: Box<str> },
+    /// Credentials were given under this tag; the driver has not answered yet.
+    Answer { tag: Box<str> },
+}
+
+impl ImapFront {
+    /// A client that has just connected.
+    pub fn new(terms: Terms) -> Self {
+        Self {
+            terms,
+            state: State::Command,
+            bad_commands: 0,
+            invited: 0,
+            asked_capability: false,
+            id: Vec::new(),
+        }
+    }
+
+    /// What every backend has, and what this connection allows. Small on purpose: after login the
+    /// client gets its own backend's.
+    fn capabilities(&self) -> String {
+        let mut words = String::from("IMAP4rev1 SASL-IR LITERAL+ ID ENABLE");
+        if !self.terms.secured && self.terms.starttls {
+            words.push_str(" STARTTLS");
+        }
+        words.push_str(if self.takes_passwords() { " AUTH=PLAIN" } else { " LOGINDISABLED" });
+        words
+    }
+
+    fn takes_passwords(&self) -> bool {
+        self.terms.secured || self.terms.plaintext
+    }
+
+    /// One whole command, line ends of literals and the last one included.
+    fn command(
+        &mut self,
+        command: &[u8],
+        out: &mut Output,
+    ) -> Result<Option<Step<Credentials>>, Violation> {
+        let Some((tag, rest)) = split_tag(command) else {
+            out.push("* BAD A command begins with a tag, as in: a1 LOGIN name password\r\n");
+            return self.bad(out).map(|()| None);
+        };
+        let Some(words) = tokens(rest) else {
+            answer(out, tag, "BAD Error in IMAP command: syntax");
+            return self.bad(out).map(|()| None);
+        };
+        let (verb, arguments) = match words.split_first() {
+            Some((Token::Atom(verb), arguments)) => (verb.to_ascii_uppercase(), arguments),
+            Some(_) | None => (Vec::new(), &[][..]),
+        };
+        match (verb.as_slice(), arguments) {
+            (b"CAPABILITY", []) => {
+                self.asked_capability = true;
+                out.push(format!("* CAPABILITY {}\r\n", self.capabilities()));
+                answer(out, tag, "OK Capability completed.");
+            }
+            (b"NOOP", []) => answer(out, tag, "OK NOOP completed."),
+            (b"ID", [parameters]) => return self.id(tag, parameters, out).map(|()| None),
+            // Not promised: the backend decides after login. Clients that ask early go on (as with Dovecot).
+            (b"ENABLE", [_, ..]) => {
+                out.push("* ENABLED\r\n");
+                answer(out, tag, "OK Enable completed.");
+            }
+            (b"LOGOUT", []) => {
+                out.push("* BYE Logging out\r\n");
+                answer(out, tag, "OK Logout completed.");
+                return Ok(Some(Step::Close));
+            }
+            (b"STARTTLS", []) if self.terms.starttls && !self.terms.secured => {
+                answer(out, tag, "OK Begin TLS negotiation now.");
+                return Ok(Some(Step::StartTls));
+            }
+            (b"STARTTLS", []) => {
+                answer(out, tag, "BAD TLS is already active or not to be had.");
+                return self.bad(out).map(|()| None);
+            }
+            (b"LOGIN", [name, password]) => {
+                if !self.takes_passwords() {
+                    self.refuse_plaintext(tag, out);
+                } else if let (Some(name), Some(password)) = (name.astring(), password.astring()) {
+                    let credentials = Credentials::new(name, Secret::new(password.to_vec()));
+                    return Ok(Some(self.attempt(tag, credentials)));
+                } else {
+                    answer(out, tag, "BAD Error in IMAP command LOGIN: a name and a password");
+                    return self.bad(out).map(|()| None);
+                }
+            }
+            (b"AUTHENTICATE", [Token::Atom(mechanism), response @ ..]) if response.len() < 2 => {
+                return self.authenticate(tag, mechanism, response.first(), out);
+            }
+            _ => {
+                answer(out, tag, "BAD Not a command before login.");
+                return self.bad(out).map(|()| None);
+            }
+        }
+        Ok(None)
+    }
+
+    /// RFC 3501 §6.2.2, with the initial response of RFC 4959.
+    fn authenticate(
+        &mut self,
+        tag: &str,
+        mechanism: &[u8],
+        response: Option<&Token>,
+        out: &mut Output,
+    ) -> Result<Option<Step<Credentials>>, Violation> {
+        if !mechanism.eq_ignore_ascii_case(b"PLAIN") {
+            answer(out, tag, "NO [CANNOT] Unsupported authentication mechanism.");
+            return self.bad(out).map(|()| None);
+        }
+        if !self.takes_passwords() {
+            self.refuse_plaintext(tag, out);
+            return Ok(None);
+        }
+        match response {
+            None => {
+                // With the space: some clients do not take a bare "+".
+                out.push("+ \r\n");
+                self.state = State::Response { tag: tag.into() };
+                Ok(None)
+            }
+            // "=" is an empty response (RFC 4959 §3), and there is no empty PLAIN response.
+            Some(Token::Atom(text)) => self.response(tag, text, out),
+            Some(Token::Text(_) | Token::List(_)) => {
+                answer(out, tag, "BAD Error in IMAP command AUTHENTICATE: base64 expected");
+                self.bad(out).map(|()| None)
+            }
+        }
+    }
+
+    fn response(
+        &mut self,
+        tag: &str,
+        text: &[u8],
+        out: &mut Output,
+    ) -> Result<Option<Step<Credentials>>, Violation> {
+        if text == b"*" {
+            answer(out, tag, "BAD Authentication exchange cancelled.");
+            return Ok(None);
+        }
+        match decode_base64(text).and_then(|response| decode_plain(&response)) {
+            Ok(credentials) => Ok(Some(self.attempt(tag, credentials))),
+            Err(_) => {
+                answer(out, tag, "NO [AUTHENTICATIONFAILED] Invalid SASL PLAIN response.");
+                self.bad(out).map(|()| None)
+            }
+        }
+    }
+
+    fn attempt(&mut self, tag: &str, credentials: Credentials) -> Step<Credentials> {
+        self.state = State::Answer { tag: tag.into() };
+        Step::Event(credentials)
+    }
+
+    /// RFC 2971: NIL, or a list of strings in pairs.
+    fn id(&mut self, tag: &str, parameters: &Token, out: &mut Output) -> Result<(), Violation> {
+        let pairs = match parameters {
+            Token::Atom(nil) if nil.eq_ignore_ascii_case(b"NIL") => &[][..],
+            Token::List(pairs)
+                if pairs.len().is_multiple_of(2) && pairs.len() <= 2 * MAX_ID_PAIRS =>
+            {
+                pairs
+            }
+            Token::Atom(_) | Token::Text(_) | Token::List(_) => {
+                answer(out, tag, "BAD Error in IMAP command ID: a list of pairs, or NIL");
+                return self.bad(out);
+            }
+        };
+        // Only the first ID counts, as with Dovecot.
+        if self.id.is_empty() {
+            self.id = pairs
+                .chunks_exact(2)
+                .filter_map(|pair| match pair {
+                    [key, value] => Some((key.astring()?.to_vec(), value.astring()?.to_vec())),
+                    _ => None,
+                })
+                .collect();
+        }
+        out.push("* ID NIL\r\n");
+        answer(out, tag, "OK ID completed.");
+        Ok(())
+    }
+
+    fn refuse_plaintext(&self, tag: &str, out: &mut Output) {
+        let how = if self.terms.starttls { "use STARTTLS first" } else { "use the TLS port" };
+        answer(out, tag, &format!("NO [PRIVACYREQUIRED] No passwords in the clear, {how}."));
+    }
+
+    /// Invites each synchronizing literal once, whether its octets are there already or not
+    /// (RFC 3501 §4.3).
+    fn invite(&mut self, literals: usize, out: &mut Output) {
+        while self.invited < literals {
+            self.invited = self.invited.saturating_add(1);
+            out.push("+ OK\r\n");
+        }
+    }
+
+    /// Counts a wrong command.
+    fn bad(&mut self, out: &mut Output) -> Result<(), Violation> {
+        self.bad_commands = self.bad_commands.saturating_add(1);
+        if self.bad_commands < MAX_BAD_COMMANDS {
+            return Ok(());
+        }
+        out.push("* BYE Too many wrong commands.\r\n");
+        Err(Violation::TooManyBadCommands { count: self.bad_commands })
+    }
+
+    /// What is in the input, up to the first event.
+    fn take_in(
+        &mut self,
+        input: &mut Input,
+        out: &mut Output,
+    ) -> Result<Option<Step<Credentials>>, Violation> {
+        if let State::Response { tag } = &self.state {
+            let tag = tag.clone();
+            let Some(line) = input.line(MAX_SASL_LINE)? else { return Ok(Some(Step::NeedInput)) };
+            self.state = State::Command;
+            return self.response(&tag, line.octets(), out);
+        }
+        match frame::next(input.unread()) {
+            Frame::Whole { octets, literals } => {
+                self.invite(literals, out);
+                self.invited = 0;
+                let Some(command) = input.take(octets) else { return Ok(Some(Step::NeedInput)) };
+                self.command(command.octets(), out)
+            }
+            Frame::Part { literals } => {
+                self.invite(literals, out);
+                Ok(Some(Step::NeedInput))
+            }
+            // Not invited, so it will not be sent: the connection is in step and goes on.
+            Frame::LiteralTooLarge { command, literals } => {
+                self.invite(literals, out);
+                self.invited = 0;
+                let line = input.take(command);
+                let tag = line.as_ref().and_then(|line| split_tag(line.octets()));
+                answer(out, tag.map_or("*", |(tag, _)| tag), "BAD [TOOBIG] Literal too large.");
+                self.bad(out).map(|()| None)
+            }
+            Frame::TooLarge { limit } => {
+                out.push("* BYE Command too large.\r\n");
+                Err(Violation::TooLarge { what: "a command", limit })
+            }
+        }
+    }
+}
+
+impl Dialogue for ImapFront {
+    type Event = Credentials;
+
+    fn step(
+        &mut self,
+        input: &mut Input,
+        output: &mut Output,
+    ) -> Result<Step<Credentials>, Violation> {
+        loop {
+            if let Some(step) = self.take_in(input, output)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    fn secured(&mut self, _: &mut Output) {
+        let terms = Terms { secured: true, ..self.terms };
+        let bad_commands = self.bad_commands;
+        *self = Self { bad_commands, ..Self::new(terms) };
+    }
+}
+
+impl Front for ImapFront {
+    fn greet(&mut self, out: &mut Output) {
+        out.push(format!("* OK [CAPABILITY {}] ready.\r\n", self.capabilities()));
+    }
+
+    fn refuse(&mut self, refusal: Refusal, out: &mut Output) {
+        let State::Answer { tag } = std::mem::replace(&mut self.state, State::Command) else {
+            return;
+        };
+        // RFC 5530 §3.
+        let words = match refusal {
+            Refusal::BadCredentials => "NO [AUTHENTICATIONFAILED] Authentication failed.",
+            Refusal::Unavailable => {
+                "NO [UNAVAILABLE] Account is temporarily unavailable. Please try again later."
+            }
+            Refusal::TooManySessions => "NO [LIMIT] Too many connections of this user.",
+            Refusal::Misconfigured => {
+                "NO [SERVERBUG] Logins do not work at the moment. Please tell your administrator."
+            }
+            Refusal::NeedsTls => "NO [PRIVACYREQUIRED] No passwords in the clear.",
+        };
+        answer(out, &tag, words);
+    }
+
+    fn welcome(&mut self, welcome: &Welcome, out: &mut Output) {
+        let State::Answer { tag } = std::mem::replace(&mut self.state, State::Command) else {
+            return;
+        };
+        // UNAUTHENTICATE (RFC 8437) would let another user in on a connection that was routed for this one.
+        let offered = welcome
+            .capabilities
+            .split(' ')
+            .filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("UNAUTHENTICATE"));
+        let offered: Vec<&str> = offered.collect();
+        if offered.is_empty() {
+            return answer(out, &tag, "OK Logged in");
+        }
+        let offered = offered.join(" ");
+        // Untagged only for clients that asked before: others take it for an error (LOG-10).
+        if self.asked_capability {
+            out.push(format!("* CAPABILITY {offered}\r\n"));
+            answer(out, &tag, "OK Logged in");
+        } else {
+            answer(out, &tag, &format!("OK [CAPABILITY {offered}] Logged in"));
+        }
+    }
+
+    fn bid_farewell(&mut self, farewell: Farewell, out: &mut Output) {
+        out.push(match farewell {
+            Farewell::ShuttingDown => {
+                "* BYE [UNAVAILABLE] Server is restarting, please connect again.\r\n"
+            }
+            Farewell::TooSlow => "* BYE Disconnected for inactivity during login.\r\n",
+            Farewell::TooManyFailures => "* BYE Too many failed logins.\r\n",
+            Farewell::TooManyConnections => {
+                "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n"
+            }
+        });
+    }
+
+    fn client_id(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.id
+    }
+}
+
+fn answer(out: &mut Output, tag: &str, words: &str) {
+    out.push(format!("{tag} {words}\r\n"));
+}
+
+/// A tag is any ASTRING-CHAR but "+" (RFC 3501 §9).
+fn split_tag(command: &[u8]) -> Option<(&str, &[u8])> {
+    let end = command.iter().position(|octet| matches!(octet, b' ' | b'\r' | b'\n'))?;
+    let (tag, rest) = command.split_at(end);
+    let good = |octet: &u8| octet.is_ascii_graphic() && !b"+(){%*\"\\".contains(octet);
+    if tag.is_empty() || tag.len() > MAX_TAG || !tag.iter().all(good) || rest.first() != Some(&b' ')
+    {
+        return None;
+    }
+    Some((std::str::from_utf8(tag).ok()?, rest.get(1..)?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! What a client says and hears before login. Each conversation is cut at every octet: the cut must not
+//! matter. Longer ones are `tests/chats/imap`.
+
+use super::*;
+
+const TLS: Terms = Terms { secured: true, starttls: false, plaintext: false };
+const CLEAR: Terms = Terms { secured: false, starttls: true, plaintext: false };
+
+/// How a conversation ended and what was said to the client.
+#[derive(Debug, PartialEq)]
+struct Heard {
+    said: String,
+    end: String,
+}
+
+fn converse(terms: Terms, client: &[u8]) -> Heard {
+    let outcome = |cut: usize| {
+        let mut front = ImapFront::new(terms);
+        let (mut input, mut out) = (Input::default(), Output::default());
+        let (first, rest) = client.split_at(cut);
+        let mut end = None;
+        for part in [first, rest] {
+            input.push(part);
+            while end.is_none() {
+                match front.step(&mut input, &mut out) {
+                    Ok(Step::NeedInput) => break,
+                    Ok(Step::Event(c)) => {
+                        let authzid = c.authzid.as_deref().map(String::from_utf8_lossy);
+                        end = Some(format!(
+                            "{:?} {:?} as {authzid:?}, {} unread",
+                            String::from_utf8_lossy(&c.authcid),
+                            String::from_utf8_lossy(c.password.expose()),
+                            if cut == 0 { input.len() } else { client.len() - cut + input.len() },
+                        ));
+                        // What is unread depends on the cut; that nothing is lost does not.
+                        if cut > 0 {
+                            return None;
+                        }
+                    }
+                    Ok(Step::StartTls) => {
+                        front.secured(&mut out);
+                        out.push("(TLS)\r\n");
+                    }
+                    Ok(Step::Close) => end = Some("closed".into()),
+                    Err(violation) => end = Some(violation.to_string()),
+                }
+            }
+        }
+        let said = String::from_utf8_lossy(out.queued()).into_owned();
+        Some(Heard { said, end: end.unwrap_or_default() })
+    };
+    let whole = outcome(0).unwrap();
+    for cut in 1..client.len() {
+        if let Some(heard) = outcome(cut) {
+            assert_eq!(heard, whole, "cut at {cut}");
+        }
+    }
+    whole
+}
+
+fn heard(client: &str) -> String {
+    converse(TLS, client.as_bytes()).said
+}
+
+fn credentials(client: &[u8]) -> String {
+    converse(TLS, client).end
+}
+
+#[test]
+fn a_name_and_a_password_come_as_atoms_strings_or_literals() {
+    let expected = "\"ann\" \"se cret\" as None, 0 unread";
+    for login in [
+        "a LOGIN ann \"se cret\"\r\n",
+        "a login \"ann\" \"se cret\"\r\n",
+        "a LOGIN {3}\r\nann {7}\r\nse cret\r\n",
+        "a LOGIN {3+}\r\nann {7+}\r\nse cret\r\n",
+        "a LOGIN ann \"se cret\"\n",
+    ] {
+        assert_eq!(credentials(login.as_bytes()), expected, "{login:?}");
+    }
+    assert_eq!(heard("a LOGIN {3}\r\nann {7}\r\nse cret\r\n"), "+ OK\r\n+ OK\r\n");
+}
+
+#[test]
+fn literal_octets_are_never_commands() {
+    let smuggled = "a LOGIN {19+}\r\nx\r\nb LOGOUT\r\nc NOOP \"pass\"\r\n";
+    assert_eq!(
+        credentials(smuggled.as_bytes()),
+        "\"x\\r\\nb LOGOUT\\r\\nc NOOP\" \"pass\" as None, 0 unread"
+    );
+}
+
+#[test]
+fn plain_comes_with_its_command_or_behind_it() {
+    let expected = "\"ann\" \"secret\" as None, 0 unread";
+    assert_eq!(credentials(b"a AUTHENTICATE PLAIN AGFubgBzZWNyZXQ=\r\n"), expected);
+    assert_eq!(credentials(b"a authenticate plain\r\nAGFubgBzZWNyZXQ=\r\n"), expected);
+    assert_eq!(heard("a AUTHENTICATE PLAIN\r\nAGFubgBzZWNyZXQ=\r\n"), "+ \r\n");
+    assert_eq!(
+        credentials(b"a AUTHENTICATE PLAIN Ym9iAGFkbWluAHNlY3JldA==\r\n"),
+        "\"admin\" \"secret\" as Some(\"bob\"), 0 unread"
+    );
+}
+
+#[test]
+fn an_exchange_can_be_cancelled() {
+    assert_eq!(
+        heard("a AUTHENTICATE PLAIN\r\n*\r\nb NOOP\r\n"),
+        "+ \r\na BAD Authentication exchange cancelled.\r\nb OK NOOP completed.\r\n"
+    );
+}
+
+#[test]
+fn an_empty_initial_response_is_no_plain_response() {
+    let said = heard("a AUTHENTICATE PLAIN =\r\n");
+    assert!(said.starts_with("a NO [AUTHENTICATIONFAILED]"), "{said}");
+}
+
+#[test]
+fn no_password_is_taken_in_the_clear() {
+    for login in ["a LOGIN ann secret\r\n", "a AUTHENTICATE PLAIN AGFubgBzZWNyZXQ=\r\n"] {
+        let Heard { said, end } = converse(CLEAR, login.as_bytes());
+        assert_eq!(end, "");
+        assert!(said.starts_with("a NO [PRIVACYREQUIRED]"), "{said}");
+    }
+    let capabilities = converse(CLEAR, b"a CAPABILITY\r\n").said;
+    assert!(capabilities.contains("STARTTLS LOGINDISABLED"), "{capabilities}");
+    assert!(!capabilities.contains("AUTH=PLAIN"), "{capabilities}");
+}
+
+#[test]
+fn tls_makes_everything_said_before_undone() {
+    let said =
+        converse(CLEAR, b"a CAPABILITY\r\nb STARTTLS\r\nc CAPABILITY\r\nd STARTTLS\r\n").said;
+    let after = said.split("(TLS)\r\n").nth(1).unwrap();
+    assert!(after.contains("AUTH=PLAIN") && !after.contains("STARTTLS LOGINDISABLED"), "{said}");
+    assert!(after.ends_with("d BAD TLS is already active or not to be had.\r\n"), "{said}");
+    let mut front = ImapFront::new(CLEAR);
+    let mut out = Output::default();
+    front.step(&mut Input::from_octets(b"a CAPABILITY\r\n"), &mut out).unwrap();
+    front.secured(&mut out);
+    assert!(!front.asked_capability, "what was asked in the clear does not count");
+}
+
+#[test]
+fn an_id_may_have_literals_and_counts_once() {
+    let mut front = ImapFront::new(TLS);
+    let mut out = Output::default();
+    let said = b"a ID (\"name\" {7+}\r\nOutlook \"version\" NIL)\r\nb ID (\"name\" \"other\")\r\nc ID NIL\r\n";
+    front.step(&mut Input::from_octets(said), &mut out).unwrap();
+    assert_eq!(
+        out.queued(),
+        b"* ID NIL\r\na OK ID completed.\r\n* ID NIL\r\nb OK ID completed.\r\n* ID NIL\r\nc OK ID completed.\r\n"
+    );
+    assert_eq!(front.client_id()[0], (b"name".to_vec(), b"Outlook".to_vec()));
+    assert_eq!(front.client_id().len(), 2);
+}
+
+#[test]
+fn what_pipelines_behind_a_login_stays_unread() {
+    let end = credentials(b"a LOGIN ann secret\r\nb SELECT INBOX\r\n");
+    assert_eq!(end, "\"ann\" \"secret\" as None, 16 unread");
+}
+
+#[test]
+fn a_password_is_octets_and_never_holds_a_line_end_or_nul() {
+    let mut front = ImapFront::new(TLS);
+    let (mut input, mut out) =
+        (Input::from_octets(b"a LOGIN ann \"gr\xfcn\"\r\n"), Output::default());
+    let Ok(Step::Event(c)) = front.step(&mut input, &mut out) else { panic!("no credentials") };
+    assert_eq!(c.password.expose(), b"gr\xfcn");
+    for bad in ["a LOGIN ann \"x\0y\"\r\n", "a LOGIN ann {3}\r\nx\0y\r\n", "a LOGIN ann \"x\r\n"] {
+        let Heard { said, end } = converse(TLS, bad.as_bytes());
+        assert_eq!(end, "");
+        assert!(said.contains("a BAD"), "{bad:?}: {said}");
+    }
+}
+
+#[test]
+fn a_literal_that_is_too_large_is_not_invited() {
+    assert_eq!(
+        heard("a LOGIN {5000}\r\nb NOOP\r\n"),
+        "a BAD [TOOBIG] Literal too large.\r\nb OK NOOP completed.\r\n"
+    );
+    let Heard { said, end } = converse(TLS, b"a LOGIN {5000+}\r\nxxx");
+    assert_eq!(
+        (said.as_str(), end.as_str()),
+        ("* BYE Command too large.\r\n", "a command of more than 4096 octets")
+    );
+}
+
+#[test]
+fn a_client_that_only_says_nonsense_is_sent_away() {
+    let Heard { said, end } = converse(TLS, "x SELECT INBOX\r\n".repeat(20).as_bytes());
+    assert_eq!(said.matches("x BAD Not a command before login.").count(), 10);
+    assert!(said.ends_with("* BYE Too many wrong commands.\r\n"), "{said}");
+    assert_eq!(end, "10 bad commands");
+}
+
+#[test]
+fn a_tag_is_a_tag() {
+    for bad in [
+        "LOGIN\r\n",
+        "+ NOOP\r\n",
+        "a(b NOOP\r\n",
+        "a\"b NOOP\r\n",
+        "\r\n",
+        &format!("{} NOOP\r\n", "t".repeat(127)),
+    ] {
+        assert!(heard(bad).starts_with("* BAD"), "{bad:?}: {}", heard(bad));
+    }
+}
+
+#[test]
+fn after_logout_nothing_is_read() {
+    let Heard { said, end } = converse(TLS, b"a LOGOUT\r\nb NOOP\r\n");
+    assert_eq!(said, "* BYE Logging out\r\na OK Logout completed.\r\n");
+    assert_eq!(end, "closed");
+}
+
+fn answered(before: &[u8], answer: impl Fn(&mut ImapFront, &mut Output)) -> String {
+    let mut front = ImapFront::new(TLS);
+    let (mut input, mut out) = (Input::from_octets(before), Output::default());
+    while !matches!(front.step(&mut input, &mut out), Ok(Step::Event(_))) {}
+    out.clear();
+    answer(&mut front, &mut out);
+    String::from_utf8_lossy(out.queued()).into_owned()
+}
+
+#[test]
+fn capabilities_after_login_are_the_owners() {
+    let welcome = Welcome { capabilities: "IMAP4rev1 IDLE UNAUTHENTICATE MOVE".into() };
+    let quiet = answered(b"a LOGIN ann secret\r\n", |front, out| front.welcome(&welcome, out));
+    assert_eq!(quiet, "a OK [CAPABILITY IMAP4rev1 IDLE MOVE] Logged in\r\n");
+    let asked = answered(b"c CAPABILITY\r\na LOGIN ann secret\r\n", |front, out| {
+        front.welcome(&welcome, out)
+    });
+    assert_eq!(asked, "* CAPABILITY IMAP4rev1 IDLE MOVE\r\na OK Logged in\r\n");
+}
+
+#[test]
+fn a_fault_of_ours_is_never_a_wrong_password() {
+    for refusal in
+        [Refusal::Unavailable, Refusal::TooManySessions, Refusal::Misconfigured, Refusal::NeedsTls]
+    {
+        let said = answered(b"a LOGIN ann secret\r\n", |front, out| front.refuse(refusal, out));
+        assert!(said.starts_with("a NO [") && !said.contains("AUTHENTICATIONFAILED"), "{said}");
+    }
+    let wrong = answered(b"a LOGIN ann x\r\n", |f, out| f.refuse(Refusal::BadCredentials, out));
+    assert_eq!(wrong, "a NO [AUTHENTICATIONFAILED] Authentication failed.\r\n");
+}

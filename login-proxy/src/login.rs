@@ -1,0 +1,348 @@
+//! The driver of every login, whatever the protocol (DESIGN §4):
+//!
+//! greet → credentials → name → **session registered** → owner looked up → backend connected, secured,
+//! told who the client is → credentials replayed → row compared → joined.
+//!
+//! A failed attempt goes back to the front, and the next one is routed afresh on a new connection; only
+//! a backend's yes joins, and only while the row that led there still stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::config::LoginConfig;
+use shared::credentials::Credentials;
+use shared::lifecycle::Lifecycle;
+use shared::listener::{Accepted, Seat};
+use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
+use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::rustls::ServerConfig;
+
+use crate::backend::{AttachError, Attached, Client};
+use crate::front::{Front, Terms};
+use crate::refusal::{Farewell, Refusal};
+
+/// Longest wait for a client to take what we write before it has logged in.
+const WRITE: Duration = Duration::from_secs(60);
+/// How often one attempt is routed anew because the account was moved meanwhile.
+const MAX_ROUTINGS: u32 = 8;
+
+/// What every login of one listener works with.
+#[derive(Debug)]
+pub struct Context {
+    /// Who owns each account.
+    pub ownership: Arc<Ownership>,
+    /// Tasks and their end.
+    pub lifecycle: Lifecycle,
+    /// Limits and delays.
+    pub rules: LoginConfig,
+    /// Certificates, if there are any.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// TLS from the first octet.
+    pub implicit_tls: bool,
+    /// What is spoken.
+    pub protocol: &'static Protocol,
+}
+
+/// What the driver has to be told of a protocol.
+#[derive(Debug)]
+pub struct Protocol {
+    /// Its name in logs.
+    pub name: &'static str,
+    /// Makes a front for a new connection.
+    pub front: fn(Terms) -> Box<dyn Front>,
+    /// Logs in to an owner.
+    pub attach: crate::app::Attach,
+}
+
+/// How a connection ended that was not joined.
+#[derive(Debug, thiserror::Error)]
+enum Unjoined {
+    #[error("closed by the client")]
+    ByClient,
+    #[error("{0:?}")]
+    Farewell(Farewell),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// A session that may be joined: its backend said yes and its row still stands.
+struct Granted {
+    attached: Attached,
+    owner: Owner,
+    registration: Registration,
+}
+
+/// Speaks with one client until its session is joined, which is a task of its own, or it is gone.
+pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
+    let session = uuid::Uuid::now_v7().simple().to_string();
+    let (protocol, client) = (cx.protocol.name, accepted.client);
+    let deadlines = Deadlines {
+        read: cx.rules.login_timeout,
+        write: WRITE,
+        until: Instant::now().checked_add(cx.rules.login_timeout),
+    };
+    let wire = match Wire::new(accepted.socket, deadlines) {
+        Ok(wire) => wire.on_behalf_of(accepted.client, accepted.local),
+        Err(_) => return,
+    };
+    match converse(&cx, &session, wire, accepted.seat).await {
+        Ok(()) => {}
+        Err(ended @ (Unjoined::ByClient | Unjoined::Farewell(Farewell::ShuttingDown))) => {
+            tracing::debug!(session, protocol, %client, %ended, "no login");
+        }
+        Err(ended) => tracing::info!(session, protocol, %client, %ended, "no login"),
+    }
+}
+
+async fn converse(
+    cx: &Arc<Context>,
+    session: &str,
+    mut wire: Wire,
+    seat: Seat,
+) -> Result<(), Unjoined> {
+    if let Some(tls) = &cx.tls {
+        if cx.implicit_tls {
+            wire.accept_tls(Arc::clone(tls)).await?;
+        } else {
+            wire.offer_tls(Arc::clone(tls));
+        }
+    }
+    let mut front = (cx.protocol.front)(Terms {
+        secured: wire.is_secured(),
+        starttls: cx.tls.is_some() && !cx.implicit_tls,
+        plaintext: cx.rules.allow_plaintext || wire.peer().ip().is_loopback(),
+    });
+    front.greet(&mut wire.output);
+    let mut failures = 0;
+    loop {
+        let credentials = next_credentials(cx, &mut *front, &mut wire).await?;
+        match attempt(cx, session, &*front, &mut wire, &credentials).await? {
+            Ok(granted) => {
+                drop(credentials);
+                front.welcome(&granted.attached.welcome, &mut wire.output);
+                join_sessions(cx, session, wire, seat, granted);
+                return Ok(());
+            }
+            Err(Refusal::BadCredentials) => {
+                failures += 1;
+                // The same for a wrong password and for a name that does not exist.
+                sleep(cx.rules.failure_delay).await;
+                front.refuse(Refusal::BadCredentials, &mut wire.output);
+                if failures >= cx.rules.max_failures {
+                    return farewell(&mut *front, wire, Farewell::TooManyFailures).await;
+                }
+            }
+            Err(refusal) => front.refuse(refusal, &mut wire.output),
+        }
+    }
+}
+
+/// Drives the front to the next credentials; a stop or the end of the time allowed is said to the client.
+async fn next_credentials(
+    cx: &Context,
+    front: &mut dyn Front,
+    wire: &mut Wire,
+) -> Result<Credentials, Unjoined> {
+    let driven = tokio::select! {
+        driven = wire.drive(front) => driven,
+        () = cx.lifecycle.stop().cancelled() => {
+            front.bid_farewell(Farewell::ShuttingDown, &mut wire.output);
+            let _ = wire.flush().await;
+            return Err(Unjoined::Farewell(Farewell::ShuttingDown));
+        }
+    };
+    match driven {
+        Ok(Some(credentials)) => Ok(credentials),
+        Ok(None) => Err(Unjoined::ByClient),
+        Err(WireError::Deadline) => {
+            front.bid_farewell(Farewell::TooSlow, &mut wire.output);
+            wire.deadlines.until = None;
+            wire.deadlines.write = Duration::from_secs(5);
+            let _ = wire.flush().await;
+            Err(Unjoined::Farewell(Farewell::TooSlow))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn farewell(
+    front: &mut dyn Front,
+    mut wire: Wire,
+    farewell: Farewell,
+) -> Result<(), Unjoined> {
+    front.bid_farewell(farewell, &mut wire.output);
+    wire.close().await;
+    Err(Unjoined::Farewell(farewell))
+}
+
+/// One attempt to log in, and its line in the log. The outer error is that the client has gone.
+async fn attempt(
+    cx: &Arc<Context>,
+    session: &str,
+    front: &dyn Front,
+    wire: &mut Wire,
+    credentials: &Credentials,
+) -> Result<Result<Granted, Refusal>, Unjoined> {
+    let began = Instant::now();
+    let (protocol, address, local) = (cx.protocol.name, wire.peer(), wire.local());
+    let client = Client { address, local, session, id: front.client_id() };
+    let routed = tokio::select! {
+        routed = route(cx, credentials, client) => routed,
+        () = gone(wire) => return Err(Unjoined::ByClient),
+    };
+    let ms = began.elapsed().as_millis();
+    let user = String::from_utf8_lossy(credentials.mailbox());
+    match routed {
+        Ok(granted) => {
+            let Granted { owner, .. } = &granted;
+            tracing::info!(
+                session, protocol, client = %address, ?user, account = %owner.account,
+                owner = %owner.backend.name, epoch = owner.epoch, ms, "login"
+            );
+            Ok(Ok(granted))
+        }
+        Err(denied) => {
+            let refusal = denied.refusal();
+            match denied {
+                Denied::Name(why) => {
+                    tracing::info!(session, protocol, client = %address, ?user, %why, ms, "login refused");
+                }
+                Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
+                    tracing::error!(session, protocol, client = %address, ?user, %why, ms, "login refused");
+                }
+                Denied::Owner(why) => {
+                    tracing::info!(session, protocol, client = %address, ?user, %why, ms, "login refused");
+                }
+                Denied::Backend { owner, why: why @ AttachError::Rejected } => {
+                    let (account, owner) = (&owner.account, &owner.backend.name);
+                    tracing::info!(session, protocol, client = %address, ?user, %account, %owner, %why, ms, "login refused");
+                }
+                Denied::Backend { owner, why } => {
+                    let (account, owner) = (&owner.account, &owner.backend.name);
+                    tracing::warn!(session, protocol, client = %address, ?user, %account, %owner, %why, ms, "login refused");
+                }
+                Denied::Restless => {
+                    tracing::warn!(session, protocol, client = %address, ?user, ms, "login refused: the account is moved again and again");
+                }
+            }
+            Ok(Err(refusal))
+        }
+    }
+}
+
+/// Why an attempt was not granted.
+enum Denied {
+    Name(ownership::NameError),
+    Owner(ownership::Refusal),
+    Backend {
+        owner: Box<Owner>,
+        why: AttachError,
+    },
+    /// The account moved during every routing.
+    Restless,
+}
+
+impl Denied {
+    fn refusal(&self) -> Refusal {
+        match self {
+            // No row can have such a name.
+            Self::Name(_) => Refusal::BadCredentials,
+            Self::Owner(refusal) => Refusal::from(refusal),
+            Self::Backend { why, .. } => Refusal::from(why),
+            Self::Restless => Refusal::Unavailable,
+        }
+    }
+}
+
+/// Registers, looks up, logs in at the owner, and compares: until a verdict comes from the owner of then.
+async fn route(
+    cx: &Context,
+    credentials: &Credentials,
+    client: Client<'_>,
+) -> Result<Granted, Denied> {
+    let name = Name::of_login(credentials.mailbox()).map_err(Denied::Name)?;
+    let now = Instant::now();
+    let until = now.checked_add(cx.rules.attach_timeout).unwrap_or(now);
+    for _ in 0..MAX_ROUTINGS {
+        // Registered before the owner is read: a flip from here on finds this attempt (P4).
+        let (owner, registration) =
+            cx.ownership.enter(&name, Work::Session).map_err(Denied::Owner)?;
+        let attached = tokio::select! {
+            biased;
+            () = registration.outdated() => continue,
+            attached = timeout_at(until, (cx.protocol.attach)(&owner.backend, credentials, client, until)) => {
+                attached.unwrap_or(Err(AttachError::TimedOut))
+            }
+        };
+        // A yes and a no count only from the owner of now; what came from a former one is closed unjoined.
+        if !cx.ownership.still_stands(&registration) {
+            continue;
+        }
+        return match attached {
+            Ok(attached) => Ok(Granted { attached, owner, registration }),
+            Err(why) => Err(Denied::Backend { owner: Box::new(owner), why }),
+        };
+    }
+    Err(Denied::Restless)
+}
+
+/// Returns when the client has closed. What it sends meanwhile is kept, within bounds (LOG-9).
+async fn gone(wire: &mut Wire) {
+    while wire.input.len() < MAX_UNREAD {
+        match wire.fill().await {
+            Ok(0) | Err(WireError::Closed | WireError::Io(_) | WireError::Tls(_)) => return,
+            Ok(_) => {}
+            // The attempt has a deadline of its own.
+            Err(_) => break,
+        }
+    }
+    std::future::pending().await
+}
+
+/// Joins the two connections in a task of their own; all that the login needed has been freed by then.
+fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: Granted) {
+    let Granted { attached, owner, registration } = granted;
+    let rules = JoinRules {
+        idle: cx.rules.idle_timeout,
+        kick: registration.token().clone(),
+        kick_grace: cx.rules.kick_grace,
+        end: cx.lifecycle.end().clone(),
+    };
+    let record = Box::new(Record {
+        session: session.into(),
+        protocol: cx.protocol.name,
+        client: wire.peer(),
+        owner,
+        began: Instant::now(),
+    });
+    let joined = join(wire, attached.wire, rules);
+    cx.lifecycle.spawn("join", async move {
+        let joined = joined.await;
+        // Both legs are closed: only now the session is not busy any more (P5).
+        drop(registration);
+        record.write(&joined);
+        drop(seat);
+    });
+}
+
+/// What the log says of a session when it has ended.
+struct Record {
+    session: Box<str>,
+    protocol: &'static str,
+    client: std::net::SocketAddr,
+    owner: Owner,
+    began: Instant,
+}
+
+impl Record {
+    fn write(&self, joined: &Joined) {
+        let (session, protocol, client) = (&self.session, self.protocol, self.client);
+        tracing::info!(
+            %session, protocol, %client, account = %self.owner.account,
+            owner = %self.owner.backend.name, epoch = self.owner.epoch,
+            octets_in = joined.octets_in, octets_out = joined.octets_out,
+            ms = self.began.elapsed().as_millis(), ended = ?joined.ended, "session ended"
+        );
+    }
+}

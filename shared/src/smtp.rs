@@ -1,0 +1,10 @@
+//! SMTP and LMTP without sockets: paths, commands, replies, message data (RFC 5321, RFC 2033).
+//!
+//! What the server session and the delivery client have in common. Order of commands is the session's
+//! business, what is done about them its driver's.
+
+pub mod command;
+pub mod data;
+pub mod ehlo;
+pub mod path;
+pub mod reply;
