@@ -74,7 +74,9 @@ impl Node {
         // Both at once: each waits for the table.
         let (gateway, proxy) = (node.launch("mx-gateway")?, node.launch("login-proxy")?);
         node.smtp = first(&serving(&gateway).await?)?;
-        let [imap, imaps] = *serving(&proxy).await? else { anyhow::bail!("two listeners were asked for") };
+        let [imap, imaps] = *serving(&proxy).await? else {
+            anyhow::bail!("two listeners were asked for")
+        };
         (node.imap, node.imaps) = (imap, imaps);
         (node.gateway, node.proxy) = (Some(gateway), Some(proxy));
         Ok(node)
@@ -214,8 +216,7 @@ port = {imap}
 }
 
 fn configuration(options: &Options, identities: &[Identity; 2], place: &Place) -> String {
-    let [smtp, imap, imaps] =
-        options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
+    let [smtp, imap, imaps] = options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
     let certificates: Vec<String> = identities
         .iter()
         .map(|Identity { cert_file, key_file }| {

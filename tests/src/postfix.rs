@@ -29,12 +29,14 @@ const TAKEN: &str = "Address already in use";
 const INSTALL: &str = "no Postfix was found: run `tests/deps.sh test`, or install postfix";
 
 /// Where mail for known recipients goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Delivery {
     /// To Maildirs of Postfix's own.
     Maildirs,
     /// By LMTP to another server.
     Lmtp(SocketAddr),
+    /// By SMTP, each recipient to a server of its own: split delivery by transport_maps.
+    Split(Vec<(String, SocketAddr)>),
 }
 
 /// What a server is to be like.
@@ -128,6 +130,11 @@ impl Postfix {
         self.child.take().map_or(Ok(()), Child::stop)
     }
 
+    /// Its master process.
+    pub fn pid(&self) -> Option<i32> {
+        self.child.as_ref().map(Child::pid)
+    }
+
     /// Where it speaks SMTP.
     pub fn smtp(&self) -> SocketAddr {
         self.smtp
@@ -176,6 +183,7 @@ impl Postfix {
         let transport = match delivery {
             Delivery::Maildirs => "virtual".to_owned(),
             Delivery::Lmtp(address) => format!("lmtp:inet:{address}"),
+            Delivery::Split(_) => "error:no transport".to_owned(),
         };
         let User { uid, gid } = User::named("nobody")?;
         let main = format!(
@@ -210,6 +218,7 @@ virtual_minimum_uid = 1
 virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 virtual_transport = {transport}
+transport_maps = texthash:{place}/etc/transports
 ",
             commands = postconf("command_directory")?
         );
@@ -220,6 +229,13 @@ virtual_transport = {transport}
         }
         self.place.write("etc/main.cf", &main, 0o644, None)?;
         self.place.write("etc/recipients", &known, 0o644, None)?;
+        let mut transports = String::new();
+        if let Delivery::Split(recipients) = delivery {
+            for (recipient, server) in recipients {
+                writeln!(transports, "{recipient} smtp:[{}]:{}", server.ip(), server.port())?;
+            }
+        }
+        self.place.write("etc/transports", &transports, 0o644, None)?;
         let master = MASTER.replace("SMTP", &self.smtp.to_string());
         self.place.write("etc/master.cf", &master, 0o644, None)?;
         self.give_to_root()
