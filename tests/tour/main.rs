@@ -25,44 +25,48 @@ const BOB: &str = "bob@example.org";
 #[tokio::main]
 async fn main() -> ExitCode {
     let narrator = Narrator::new(std::io::stdout().is_terminal());
-    tokio::select! {
-        toured = tour(&narrator) => match toured {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                narrator.failed(&format!("{error:#}"));
-                ExitCode::FAILURE
-            }
-        },
+    let toured = tokio::select! {
+        toured = tour(&narrator) => toured,
         () = interrupted() => {
-            narrator.say("Stopped. Nothing is left running.");
-            ExitCode::from(130)
+            narrator.say("\nStopped before the end. Nothing is left running.");
+            return ExitCode::from(130);
+        }
+    };
+    match stay(&narrator, toured).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            narrator.failed(&format!("{error:#}"));
+            ExitCode::FAILURE
         }
     }
 }
 
-async fn tour(narrator: &Narrator) -> Result<()> {
+/// The whole tour. Returns what has to stay up.
+async fn tour(narrator: &Narrator) -> Result<(Lab, Node)> {
     narrator.title("Starting two mail servers and Mailshift in front of them");
     let lab = Lab::start(Engine::Sqlite).await?;
     let node = lab.node("node1").await?;
-    let shown = show(narrator, &lab, &node).await;
-    if shown.is_err() {
-        narrator.log(
-            "mx-gateway",
-            &node.gateway.as_ref().map(|child| child.end_of_log()).unwrap_or_default(),
-        );
-        narrator.log(
-            "login-proxy",
-            &node.proxy.as_ref().map(|child| child.end_of_log()).unwrap_or_default(),
-        );
+    if let Err(error) = show(narrator, &lab, &node).await {
+        for service in [&node.gateway, &node.proxy].into_iter().flatten() {
+            narrator.log(&service.end_of_log());
+        }
+        return Err(error);
     }
-    shown?;
     endpoints(narrator, &lab, &node);
+    Ok((lab, node))
+}
+
+/// Keeps the servers up for the user, but not where nobody watches.
+async fn stay(narrator: &Narrator, toured: Result<(Lab, Node)>) -> Result<()> {
+    let (lab, node) = toured?;
     if std::env::var_os("CI").is_none() {
         narrator.say("\nEverything stays up until you press Ctrl-C.");
         interrupted().await;
         narrator.say("\nStopping.");
     }
-    node.stop().context("the services did not stop well")
+    node.stop().context("the services did not stop well")?;
+    drop(lab);
+    Ok(())
 }
 
 async fn show(narrator: &Narrator, lab: &Lab, node: &Node) -> Result<()> {

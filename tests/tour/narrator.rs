@@ -60,8 +60,8 @@ impl Narrator {
     }
 
     /// The end of a server's log.
-    pub(crate) fn log(&self, name: &str, text: &str) {
-        println!("\n  The log of {name} ends with:");
+    pub(crate) fn log(&self, text: &str) {
+        println!("\n  A service's log ends with:");
         self.output(text);
     }
 
