@@ -94,6 +94,16 @@ impl Node {
         self.place.join("mailshift.toml")
     }
 
+    /// The directory with that, the logs and the state.
+    pub fn directory(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// The authority of its certificates.
+    pub fn ca_file(&self) -> PathBuf {
+        self.ca_file.clone()
+    }
+
     /// Where the gateway speaks SMTP.
     pub fn smtp(&self) -> SocketAddr {
         self.smtp
