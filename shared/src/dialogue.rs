@@ -7,7 +7,7 @@
 mod input;
 mod output;
 
-pub use input::{Input, Line};
+pub use input::{Input, Line, LineEnding};
 pub use output::Output;
 
 /// One side of a conversation as a pure state machine.

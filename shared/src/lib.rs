@@ -1,6 +1,6 @@
 //! What both services of Mailshift stand on.
 //!
-//! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
+//! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], [`smtp`], `credentials`,
 //! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`ownership`] knows who owns an
 //! account, [`config`] reads the one configuration file, [`lifecycle`] starts and ends tasks.
 //!
@@ -18,6 +18,7 @@ pub mod ownership;
 pub mod proxy_protocol;
 pub mod sasl;
 pub mod service;
+pub mod smtp;
 pub mod state_dir;
 pub mod telemetry;
 pub mod tls;
