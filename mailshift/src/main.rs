@@ -1,2 +1,178 @@
 //! The operator's command line.
-fn main() {}
+//!
+//! `main` reads the arguments, opens the table, prints and exits; what a command does is in
+//! [`shared::ownership::table`], what it prints in [`print`], and how it runs beside SQLite files that
+//! belong to the services in [`owner`].
+
+mod arguments;
+mod owner;
+mod print;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use arguments::{Accounts, Arguments, Command, Schema};
+use clap::Parser;
+use shared::backend::{BackendName, Backends};
+use shared::config::Config;
+use shared::ownership::table::{self, Filter, Table, read_csv};
+
+/// How often a flip is asked whether it has settled.
+const SETTLE_EVERY: Duration = Duration::from_millis(100);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut out = io::stdout().lock();
+    match run(arguments, &mut out).await.and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `mailshift accounts list | head`: nobody is listening any more.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "mailshift: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
+    let Place { url, backends } = place(&arguments)?;
+    if let Some(file) = table::sqlite_file(&url) {
+        owner::become_owner(&file, &url, arguments.command.input())?;
+    }
+    match arguments.command {
+        Command::Schema(Schema::Apply { roles }) => {
+            let table = Table::create(&url).await?;
+            table.apply_schema().await?;
+            if roles {
+                table.apply_roles().await?;
+            }
+            Ok(print::schema(out, &table.schema().await?)?)
+        }
+        Command::Schema(Schema::Show) => {
+            let table = Table::open_unchecked(&url).await?;
+            Ok(print::schema(out, &table.schema().await?)?)
+        }
+        Command::Accounts(command) => {
+            let table = Table::open(&url).await?;
+            accounts(&table, command, backends.as_ref(), out).await
+        }
+        Command::Sql { statements } => match table::sqlite_file(&url) {
+            Some(file) => owner::shell(&file, statements.as_deref()),
+            None => bail!("the table is in Postgres, which needs no care of ours: use psql"),
+        },
+    }
+}
+
+async fn accounts(
+    table: &Table,
+    command: Accounts,
+    backends: Option<&Backends>,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    match command {
+        Accounts::Import { file, owner } => {
+            let owner = owner.map(|name| backend(&name, backends)).transpose()?;
+            let rows = read_csv(open(&file)?, owner.as_ref())
+                .map_err(|problems| anyhow::anyhow!(print::problems(&file, &problems)))?;
+            for name in rows.iter().map(|row| &row.owner).collect::<std::collections::BTreeSet<_>>()
+            {
+                backend(name, backends)?;
+            }
+            let imported = table.import(&rows, &actor()).await?;
+            Ok(print::imported(out, imported)?)
+        }
+        Accounts::List { owner, domain, held, limit } => {
+            // Not checked against the configuration: owners that nobody knows are worth finding.
+            let owner = owner.map(|name| backend(&name, None)).transpose()?;
+            let lines = table.list(&Filter { owner, domain, held, limit }).await?;
+            Ok(print::list(out, &lines)?)
+        }
+        Accounts::Show { name } => Ok(print::shown(out, &table.show(&name).await?)?),
+        Accounts::Flip { to, accounts, wait } => {
+            let owner = backend(&to, backends)?;
+            let flipped = table.flip(&accounts, &owner, &actor()).await?;
+            print::flipped(out, &flipped, &owner)?;
+            out.flush()?;
+            settle(table, &flipped.changed, Duration::from_secs(wait), out).await
+        }
+    }
+}
+
+/// Waits until every live node has applied the changes, or tells which have not.
+async fn settle(
+    table: &Table,
+    accounts: &[String],
+    wait: Duration,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + wait;
+    for account in accounts {
+        loop {
+            let Some(settling) = table.settling(account).await? else { break };
+            if settling.settled {
+                break;
+            }
+            if Instant::now() >= deadline {
+                print::settling(out, &settling)?;
+                bail!("not settled within {} s; the flip stands", wait.as_secs());
+            }
+            tokio::time::sleep(SETTLE_EVERY).await;
+        }
+    }
+    if !accounts.is_empty() {
+        writeln!(out, "settled on every live node")?;
+    }
+    Ok(())
+}
+
+/// Where the table is, and which backends the configuration has; `None` without one.
+struct Place {
+    url: String,
+    backends: Option<Backends>,
+}
+
+fn place(arguments: &Arguments) -> anyhow::Result<Place> {
+    if let Some(url) = &arguments.url {
+        return Ok(Place { url: url.clone(), backends: None });
+    }
+    let config = Config::load(&arguments.config)?;
+    Ok(Place { url: config.ownership.url, backends: Some(config.backends) })
+}
+
+/// Reads a backend's name; one that the configuration does not have is refused.
+fn backend(name: &str, backends: Option<&Backends>) -> anyhow::Result<BackendName> {
+    let parsed = BackendName::parse(name).map_err(|name| {
+        anyhow::anyhow!("{name:?} is no backend's name: a-z, 0-9, -, _ and . only")
+    })?;
+    match backends {
+        Some(backends) if backends.get(&parsed).is_none() => {
+            let known: Vec<&str> = backends.iter().map(|backend| backend.name.as_str()).collect();
+            bail!("backend {parsed} is not in the configuration, which has {}", known.join(", "))
+        }
+        Some(_) | None => Ok(parsed),
+    }
+}
+
+fn open(file: &Path) -> anyhow::Result<Box<dyn Read>> {
+    if file == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    Ok(Box::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?))
+}
+
+/// Who asks, for the audit.
+fn actor() -> String {
+    ["SUDO_USER", "USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
+        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,2 +1,10 @@
-//! The mx-gateway service's command line.
-fn main() {}
+//! `mx-gateway run|check --config FILE`.
+
+use std::process::ExitCode;
+
+use shared::service::cli;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    cli::main("mx-gateway", env!("CARGO_PKG_VERSION"), mx_gateway::app::run).await
+}

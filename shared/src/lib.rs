@@ -1,6 +1,6 @@
 //! What both services of Mailshift stand on.
 //!
-//! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], [`smtp`], `credentials`,
+//! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
 //! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`ownership`] knows who owns an
 //! account, [`config`] reads the one configuration file, [`lifecycle`] starts and ends tasks.
 //!

@@ -15,6 +15,7 @@ pub mod name;
 pub mod registry;
 pub mod schema;
 pub mod store;
+pub mod table;
 
 use std::sync::Arc;
 

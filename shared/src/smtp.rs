@@ -1,15 +1,10 @@
-//! SMTP's parts (RFC 5321), pure: paths, commands, replies, EHLO keywords, message data.
+//! SMTP and LMTP without sockets: paths, commands, replies, message data (RFC 5321, RFC 2033).
 //!
-//! No socket, no clock, no state of a session: that is the gateway's `session` (server) and `delivery`
-//! (client). LMTP (RFC 2033) shares all of it but LHLO.
+//! What the server session and the delivery client have in common. Order of commands is the session's
+//! business, what is done about them its driver's.
 
 pub mod command;
 pub mod data;
 pub mod ehlo;
 pub mod path;
 pub mod reply;
-
-pub use command::{Body, Command, CommandError, Mail};
-pub use ehlo::Extensions;
-pub use path::{ForwardPath, PathError, ReversePath};
-pub use reply::{Class, Enhanced, Reply, ReplyError, ReplyParser};

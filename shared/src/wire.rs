@@ -4,8 +4,9 @@
 //! where we lead ([`Wire::say`], [`Wire::line`]). Two of them are joined by [`join`].
 //!
 //! An idle wire owns no buffers: it waits until the socket is ready, then reads and decrypts within
-//! its thread's [`scratch`] and keeps only what is left over. A pending write never stops reading,
-//! nor the reverse; so two peers that both insist on sending first cannot block each other.
+//! its thread's [`scratch`] and keeps only what is left over. A pending write does not stop reading,
+//! nor the reverse: two peers that both send first do not block each other, as long as neither is
+//! more than [`MAX_UNREAD`] ahead.
 //!
 //! STARTTLS (RFC 3207, RFC 2595): plaintext that is there when the handshake begins was injected,
 //! or its sender is broken. Either way the connection ends, on client and backend legs.
@@ -14,15 +15,15 @@ mod connect;
 mod join;
 mod records;
 mod scratch;
+mod transfer;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -33,7 +34,6 @@ pub use self::connect::{ConnectError, Proxied};
 pub use self::join::{Ended, JoinRules, Joined, Leg, join};
 use self::records::Tls;
 pub use self::records::TlsDescription;
-use self::scratch::{MAX_PARTIAL, Outgoing, READ, Reading, Scratch};
 use crate::dialogue::{Dialogue, Input, Line, Output, Step, Violation};
 
 /// Most octets a peer may send ahead of what we consume (one record more under TLS).
@@ -41,9 +41,6 @@ pub const MAX_UNREAD: usize = 64 * 1024;
 
 /// How long a closed connection is still read, so that our last words are not lost to a reset.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// Octets of records that wait and may be copied to go out together with what is said next.
-const TOGETHER: usize = 4 * 1024;
 
 /// One connection.
 pub struct Wire {
@@ -111,6 +108,7 @@ impl Wire {
     /// When the socket is not connected any more.
     pub fn new(socket: TcpStream, deadlines: Deadlines) -> Result<Self, WireError> {
         socket.set_nodelay(true)?;
+        connect::keep_alive(&socket)?;
         let (peer, local) = (socket.peer_addr()?, socket.local_addr()?);
         Ok(Self {
             socket,
@@ -208,8 +206,8 @@ impl Wire {
         }
     }
 
-    /// Handshakes as the server, within [`Deadlines::read`]. Session tickets are left to be written
-    /// together with what is said next.
+    /// Handshakes as the server, within [`Deadlines::read`]. Session tickets of TLS 1.3 are left to be
+    /// written together with what is said next: apart, they and delayed ACKs can cost 40 ms.
     ///
     /// # Errors
     ///
@@ -317,10 +315,14 @@ impl Wire {
     /// that a reset does not overtake our last words. Bounded by [`Deadlines::write`].
     pub async fn close(mut self) {
         // Whatever fails here, the connection is over.
-        if self.flush().await.is_err() || self.queue_close_notify().is_err() {
-            return;
-        }
-        if self.flush().await.is_err() || self.socket.shutdown().await.is_err() {
+        let limit = self.deadlines.write;
+        let farewell = async {
+            self.flush().await?;
+            self.queue_close_notify()?;
+            self.flush().await?;
+            Ok::<_, WireError>(self.socket.shutdown().await?)
+        };
+        if !matches!(timeout(limit, farewell).await, Ok(Ok(()))) {
             return;
         }
         let lingered = async {
@@ -366,199 +368,6 @@ impl Wire {
     async fn handshake(&mut self) -> Result<(), WireError> {
         let deadline = self.deadline(self.deadlines.read);
         timeout_at(deadline, poll_fn(|cx| self.poll_handshake(cx))).await?
-    }
-
-    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        loop {
-            if self.is_secured() {
-                return Poll::Ready(Ok(()));
-            }
-            if self.ended {
-                return Poll::Ready(Err(WireError::Closed));
-            }
-            if let Poll::Ready(result) = self.poll_flush(cx) {
-                result?;
-            }
-            // Plaintext that came with the peer's Finished is in the last of these reads.
-            ready!(scratch::lend(|scratch| self.poll_input(cx, scratch)))?;
-        }
-    }
-
-    /// Reads at least one octet into `input`; 0 at the peer's end.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, WireError>> {
-        let unwritten = match self.poll_flush(cx) {
-            Poll::Ready(result) => result.err(),
-            Poll::Pending => None,
-        };
-        loop {
-            if self.ended {
-                return Poll::Ready(Ok(0));
-            }
-            if self.input.len() >= MAX_UNREAD {
-                return Poll::Ready(Err(WireError::InputFull));
-            }
-            match scratch::lend(|scratch| self.poll_input(cx, scratch)) {
-                Poll::Ready(Ok(0)) => {}
-                // What the peer said before it stopped reading still counts.
-                Poll::Pending if unwritten.is_some() => {
-                    return Poll::Ready(unwritten.map_or(Ok(0), Err));
-                }
-                other => return other,
-            }
-        }
-    }
-
-    /// Reads into `input` while a write is blocked, as far as there is room.
-    fn poll_read_on(&mut self, cx: &mut Context<'_>) -> Result<(), WireError> {
-        while !self.ended && self.input.len() < MAX_UNREAD {
-            match scratch::lend(|scratch| self.poll_input(cx, scratch)) {
-                Poll::Ready(result) => drop(result?),
-                Poll::Pending => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn poll_input(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &mut Scratch,
-    ) -> Poll<Result<usize, WireError>> {
-        let room = MAX_UNREAD.saturating_sub(self.input.len());
-        let Scratch { reading, outgoing } = scratch;
-        let plain = ready!(self.poll_open(cx, room, reading, outgoing))?;
-        self.input.push(plain);
-        Poll::Ready(Ok(plain.len()))
-    }
-
-    /// Reads once, at most `room` octets, and returns the plaintext, which lies in `reading`. None
-    /// may come: at the peer's end, or when it sent TLS's own records only.
-    fn poll_open<'s>(
-        &mut self,
-        cx: &mut Context<'_>,
-        room: usize,
-        reading: &'s mut Reading,
-        outgoing: &mut Outgoing,
-    ) -> Poll<Result<&'s [u8], WireError>> {
-        let Reading { incoming, used, plain } = reading;
-        let partial = self.tls.as_ref().map_or(&[][..], |tls| tls.partial());
-        let kept = partial.len();
-        if kept >= MAX_PARTIAL {
-            return Poll::Ready(Err(WireError::InputFull));
-        }
-        let until = kept.saturating_add(room.clamp(1, READ));
-        let Some(space) = incoming.get_mut(kept..until) else { return Poll::Pending };
-        let mut buffer = ReadBuf::new(space);
-        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer))?;
-        let count = buffer.filled().len();
-        let filled = kept.saturating_add(count);
-        *used = filled.max(*used);
-        self.received = self.received.wrapping_add(count as u64);
-        if count == 0 {
-            self.ended = true;
-            return Poll::Ready(Ok(&[]));
-        }
-        let Some(tls) = &mut self.tls else {
-            return Poll::Ready(Ok(incoming.get(..filled).unwrap_or_default()));
-        };
-        if let Some(front) = incoming.get_mut(..kept) {
-            front.copy_from_slice(tls.partial());
-        }
-        let records = incoming.get_mut(..filled).unwrap_or_default();
-        plain.clear();
-        let opened = tls.open(records, plain, outgoing);
-        self.ended |= tls.peer_closed();
-        if let Err(error) = opened {
-            // The alert is worth one attempt; the error is what counts.
-            let _ = self.poll_pending(cx);
-            return Poll::Ready(Err(error.into()));
-        }
-        Poll::Ready(Ok(plain.octets()))
-    }
-
-    /// Writes everything that is queued, as far as the socket takes it. While the handshake lasts,
-    /// that is the handshake only.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        loop {
-            match &self.tls {
-                Some(tls) if tls.is_handshaking() => return self.poll_pending(cx),
-                // A few records that wait, such as session tickets, go out together with what is
-                // said next: apart, Nagle and delayed ACKs cost 40 ms.
-                Some(tls) if self.output.is_empty() || tls.pending.len() > TOGETHER => {
-                    ready!(self.poll_pending(cx))?;
-                }
-                Some(_) | None => {}
-            }
-            if self.output.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            if self.tls.is_some() {
-                let mut output = std::mem::take(&mut self.output);
-                let batch = output.len().min(READ);
-                let plain = output.queued().get(..batch).unwrap_or_default();
-                let sent = scratch::lend(|scratch| self.send(cx, plain, &mut scratch.outgoing));
-                output.consume(batch);
-                self.output = output;
-                sent?;
-                ready!(self.poll_pending(cx))?;
-            } else {
-                let octets = self.output.queued();
-                let count = ready!(Pin::new(&mut self.socket).poll_write(cx, octets))?;
-                self.output.consume(count);
-                self.took(count)?;
-            }
-        }
-    }
-
-    /// Writes the records that wait, as far as the socket takes them.
-    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        while let Some(tls) = &mut self.tls {
-            if tls.pending.is_empty() {
-                break;
-            }
-            let octets = tls.pending.queued();
-            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, octets))?;
-            tls.pending.consume(count);
-            self.took(count)?;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes `plain` behind the records that wait; keeps what the socket does not take.
-    fn send(
-        &mut self,
-        cx: &mut Context<'_>,
-        plain: &[u8],
-        outgoing: &mut Outgoing,
-    ) -> Result<(), WireError> {
-        let Self { socket, tls, output, .. } = self;
-        let (octets, rest) = match tls {
-            Some(tls) => {
-                outgoing.clear();
-                outgoing.put(tls.pending.queued());
-                tls.pending.clear();
-                tls.seal(plain, outgoing)?;
-                (outgoing.queued(), &mut tls.pending)
-            }
-            None => (plain, output),
-        };
-        if rest.is_empty()
-            && let Poll::Ready(count) = Pin::new(socket).poll_write(cx, octets)
-        {
-            let count = count?;
-            rest.push(octets.get(count..).unwrap_or_default());
-            return self.took(count);
-        }
-        rest.push(octets);
-        Ok(())
-    }
-
-    fn took(&mut self, count: usize) -> Result<(), WireError> {
-        if count == 0 {
-            return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
-        }
-        self.sent = self.sent.saturating_add(count as u64);
-        Ok(())
     }
 }
 

@@ -15,6 +15,15 @@
 --
 -- Needs PostgreSQL 14 or later. The role that runs this owns everything here; grants are in roles.sql.
 
+DO $$
+BEGIN
+    IF current_schema() IS DISTINCT FROM 'public' THEN
+        RAISE EXCEPTION 'the ownership table lives in the schema public, not in %', current_schema()
+            USING HINT = 'Connect as a role and with options whose search_path begins with public.';
+    END IF;
+END
+$$;
+
 -- ---- Tables ------------------------------------------------------------------------------------
 
 -- Which database this is: another one under the same name is noticed.

@@ -10,8 +10,8 @@ CREATE TABLE nodes (
     seen_epoch  INTEGER NOT NULL DEFAULT 0,
     listen      INTEGER NOT NULL DEFAULT 0 CHECK (listen IN (0, 1)),
     backends    TEXT NOT NULL DEFAULT '{}' CHECK (json_type(backends) = 'object'),
-    started_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    updated_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    started_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    updated_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     forgotten   INTEGER NOT NULL DEFAULT 0 CHECK (forgotten IN (0, 1)),
     PRIMARY KEY (node, service)
 ) STRICT, WITHOUT ROWID;

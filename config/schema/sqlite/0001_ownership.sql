@@ -8,7 +8,8 @@
 -- `mailshift`; nodes, busy and activity live in a second file (../sqlite-nodes), so that the services
 -- never block the shell, and the views that need them are made for a session by views.sql.
 --
--- Times are UTC text, `2030-12-31T23:59:59.999Z`, which sorts. Booleans are 0 and 1.
+-- Times are UTC text as SQLite's own functions have it, `2030-12-31 23:59:59.999`, which sorts. Booleans
+-- are 0 and 1.
 -- Nothing here depends on PRAGMA foreign_keys or recursive_triggers. Needs SQLite 3.37.
 
 -- ---- Tables ------------------------------------------------------------------------------------
@@ -17,7 +18,7 @@
 CREATE TABLE database (
     one        INTEGER PRIMARY KEY DEFAULT 1 CHECK (one = 1),
     id         TEXT NOT NULL,
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now'))
 ) STRICT;
 INSERT INTO database (id) VALUES (lower(hex(randomblob(16))));
 
@@ -53,7 +54,7 @@ CREATE TABLE domains (
                                     AND instr('!#$%&''*+-/=?^_`{|}~.', subaddress_delimiter))),
     epoch                INTEGER NOT NULL DEFAULT 0,
     note                 TEXT,
-    created_at           TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+    created_at           TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now'))
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE accounts (
@@ -71,7 +72,7 @@ CREATE TABLE accounts (
     hold_until   TEXT
                  CONSTRAINT "hold_until is UTC text"
                  CHECK (hold_until GLOB
-                     '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z'),
+                     '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]*'),
     fenced       INTEGER NOT NULL DEFAULT 0 CHECK (fenced IN (0, 1)),
     disputed     TEXT,
     epoch        INTEGER NOT NULL DEFAULT 0,
@@ -79,7 +80,7 @@ CREATE TABLE accounts (
     flip_epoch   INTEGER,
     flipped_at   TEXT,
     note         TEXT,
-    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    created_at   TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     CONSTRAINT "account ends in a domain"
     CHECK (NOT instr(account, '@')
            -- What follows the last @ is a domain, and something precedes it.
@@ -101,7 +102,7 @@ CREATE TABLE aliases (
     login      INTEGER NOT NULL DEFAULT 1 CHECK (login IN (0, 1)),
     epoch      INTEGER NOT NULL DEFAULT 0,
     note       TEXT,
-    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     CONSTRAINT "alias ends in a domain"
     CHECK (NOT instr(alias, '@')
            -- What follows the last @ is a domain, and something precedes it.
@@ -126,7 +127,7 @@ CREATE TABLE changes (
     old_default_owner TEXT, new_default_owner TEXT,
     old_subaddress_delimiter TEXT, new_subaddress_delimiter TEXT,
     nonce    INTEGER NOT NULL,
-    at       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    at       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     by       TEXT NOT NULL,
     via      TEXT,
     PRIMARY KEY (epoch, kind, name)
@@ -163,7 +164,7 @@ BEGIN
         flip_epoch = NULL,
         flipped_at = NULL
      WHERE account = NEW.account;
-    UPDATE accounts SET flip_epoch = epoch, flipped_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+    UPDATE accounts SET flip_epoch = epoch, flipped_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
      WHERE account = NEW.account AND former_owner IS NOT NULL;
     INSERT INTO changes (epoch, kind, name, op, old_owner, new_owner, old_state, new_state,
                          old_login, new_login, nonce, by, via)
@@ -205,7 +206,7 @@ BEGIN
         fenced = iif(NEW.state = 'held' AND NEW.hold_token IS OLD.hold_token, NEW.fenced, 0),
         former_owner = iif(NEW.owner <> OLD.owner, OLD.owner, OLD.former_owner),
         flip_epoch = iif(NEW.owner <> OLD.owner, (SELECT epoch FROM clock), OLD.flip_epoch),
-        flipped_at = iif(NEW.owner <> OLD.owner, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), OLD.flipped_at)
+        flipped_at = iif(NEW.owner <> OLD.owner, strftime('%Y-%m-%d %H:%M:%f', 'now'), OLD.flipped_at)
      WHERE account = NEW.account;
     INSERT INTO changes (epoch, kind, name, op, old_owner, new_owner, old_state, new_state,
                          old_login, new_login, nonce, by, via)

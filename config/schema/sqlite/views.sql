@@ -14,7 +14,7 @@ SELECT a.account, a.owner, a.state, a.epoch, a.flipped_at,
        coalesce(sum(iif(n.live, b.in_doubt, 0)), 0) AS in_doubt
   FROM main.accounts a
   LEFT JOIN (SELECT node, service, node || '/' || service AS name, seen_epoch, forgotten,
-                    NOT forgotten AND lease_until >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS live
+                    NOT forgotten AND lease_until >= strftime('%Y-%m-%d %H:%M:%f', 'now') AS live
                FROM nodes.nodes) n
   LEFT JOIN nodes.busy b
     ON b.node = n.node AND b.service = n.service AND b.account = a.account
@@ -26,7 +26,7 @@ SELECT a.account, a.owner, a.former_owner, a.flipped_at,
             WHEN EXISTS (SELECT 1 FROM nodes.nodes n
                           WHERE n.lease_until >= a.flipped_at
                             AND (n.forgotten
-                                 OR n.lease_until < strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                                 OR n.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now')
                                  OR n.updated_at < a.flipped_at)) THEN 'unknown'
             ELSE 'untouched' END AS touched,
        coalesce(t.logins, 0) AS logins, t.first_login, t.last_login,

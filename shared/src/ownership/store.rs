@@ -7,6 +7,8 @@ mod postgres;
 mod rows;
 mod sqlite;
 
+pub(super) use sqlite::{file_of, make_file, nodes_file};
+
 use std::time::Duration;
 
 use super::Epoch;

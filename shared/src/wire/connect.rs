@@ -120,10 +120,7 @@ async fn dial(
         let left = u32::try_from(addresses.len().saturating_sub(tried)).unwrap_or(u32::MAX);
         let share = deadline.saturating_duration_since(now) / left.max(1);
         match timeout_at(now + share, TcpStream::connect(address)).await {
-            Ok(Ok(socket)) => {
-                keep_alive(&socket).map_err(|source| ConnectError::Connect { address, source })?;
-                return Ok((socket, address));
-            }
+            Ok(Ok(socket)) => return Ok((socket, address)),
             Ok(Err(source)) => failure = ConnectError::Connect { address, source },
             Err(_) => failure = late(),
         }
@@ -132,7 +129,7 @@ async fn dial(
 }
 
 /// Has the kernel probe a silent peer.
-pub(crate) fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+pub(super) fn keep_alive(socket: &TcpStream) -> io::Result<()> {
     let probes = TcpKeepalive::new()
         .with_time(KEEPALIVE_TIME)
         .with_interval(KEEPALIVE_INTERVAL)

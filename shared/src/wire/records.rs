@@ -131,6 +131,15 @@ impl Tls {
         self.side.common().is_handshaking()
     }
 
+    /// True when what is pending at the end of the handshake is nothing the peer waits for: a server
+    /// of TLS 1.3 has sent its Finished long before.
+    pub(super) fn only_tickets_wait(&self) -> bool {
+        match &self.side {
+            Side::Client(_) => false,
+            Side::Server(s) => s.protocol_version() == Some(ProtocolVersion::TLSv1_3),
+        }
+    }
+
     /// True once the peer's close_notify was read.
     pub(super) fn peer_closed(&self) -> bool {
         self.peer_closed
@@ -372,3 +381,6 @@ impl std::fmt::Display for TlsDescription {
         write!(f, "{} with cipher {}", self.version, self.cipher)
     }
 }
+
+#[cfg(test)]
+mod tests;

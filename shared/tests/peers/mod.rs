@@ -10,7 +10,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use shared::wire::{Deadlines, Wire};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
@@ -90,6 +90,22 @@ pub(crate) async fn pair() -> (TcpStream, TcpStream) {
     connected.set_nodelay(true).unwrap();
     accepted.set_nodelay(true).unwrap();
     (connected, accepted)
+}
+
+/// Two ends of one loopback connection that hold as little as the kernel allows.
+pub(crate) async fn narrow_pair() -> (TcpStream, TcpStream) {
+    let narrow = || {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1).unwrap();
+        socket.set_send_buffer_size(1).unwrap();
+        socket
+    };
+    let listening = narrow();
+    listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listening.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connected, accepted) = tokio::join!(narrow().connect(address), listener.accept());
+    (connected.unwrap(), accepted.unwrap().0)
 }
 
 /// A wire and the socket on its other end.

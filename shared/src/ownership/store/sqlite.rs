@@ -3,6 +3,9 @@
 //! What the services write (`nodes`, `busy`) lives in a second file beside it, so that a service never
 //! locks the file in which an operator's shell is about to flip an account.
 
+use std::fs::{OpenOptions, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,6 +51,7 @@ pub struct Watch {
 impl SqliteStore {
     pub(super) async fn open(config: &OwnershipConfig, node: Node) -> Result<Self, StoreError> {
         let file = file_of(&config.url);
+        make_file(&file).and_then(|()| make_file(&nodes_file(&file))).map_err(sqlx::Error::Io)?;
         let pool = |file: &Path| {
             SqlitePoolOptions::new()
                 .max_connections(1)
@@ -252,7 +256,7 @@ impl Watch {
 }
 
 /// The file in a `sqlite:` URL.
-pub(super) fn file_of(url: &str) -> PathBuf {
+pub(in crate::ownership) fn file_of(url: &str) -> PathBuf {
     let path = url.strip_prefix("sqlite:").unwrap_or(url);
     // Both sqlite:/path and sqlite:///path are in use.
     let path = path.strip_prefix("//").unwrap_or(path);
@@ -260,10 +264,21 @@ pub(super) fn file_of(url: &str) -> PathBuf {
 }
 
 /// `ownership.db` → `ownership-nodes.db`.
-pub(super) fn nodes_file(file: &Path) -> PathBuf {
+pub(in crate::ownership) fn nodes_file(file: &Path) -> PathBuf {
     let mut name = file.file_stem().unwrap_or_default().to_owned();
     name.push("-nodes.db");
     file.with_file_name(name)
+}
+
+/// Makes an empty file where there is none, writable by its group: an operator's shell is another user's.
+/// SQLite itself would make it 0644, and gives its `-wal` and `-shm` files the same mode.
+pub(in crate::ownership) fn make_file(file: &Path) -> std::io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o660).open(file) {
+        // Whatever the umask is.
+        Ok(made) => made.set_permissions(Permissions::from_mode(0o660)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn options(file: &Path) -> SqliteConnectOptions {

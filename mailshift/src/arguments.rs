@@ -1,0 +1,108 @@
+//! What can be typed behind `mailshift`.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// Moves mail accounts between servers without downtime.
+#[derive(Debug, Parser)]
+#[command(name = "mailshift", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// The configuration that the services read
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "MAILSHIFT_CONFIG",
+        default_value = "/etc/mailshift/mailshift.toml"
+    )]
+    pub(crate) config: PathBuf,
+    /// The ownership table, instead of the configuration's: postgres://… or sqlite:/path. A URL with a
+    /// password belongs into the environment, where other users do not see it
+    #[arg(long, global = true, value_name = "URL", env = "MAILSHIFT_URL", hide_env_values = true)]
+    pub(crate) url: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The table's schema
+    #[command(subcommand)]
+    Schema(Schema),
+    /// Who owns which account
+    #[command(subcommand)]
+    Accounts(Accounts),
+    /// Opens the sqlite3 shell on the table, so that its files stay the services'
+    Sql {
+        /// Run these statements instead of reading them from the terminal
+        statements: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schema {
+    /// Brings it up to date; an SQLite file that is not there is made
+    Apply {
+        /// Postgres: make the roles and grant them their rights, too
+        #[arg(long)]
+        roles: bool,
+    },
+    /// Shows its version
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Accounts {
+    /// Adds accounts from a CSV file, all of them or none; what is there never changes
+    Import {
+        /// Columns by their names in the first line: account, owner, login, aliases, note; - is standard
+        /// input
+        file: PathBuf,
+        /// Their owner where the file does not say
+        #[arg(long)]
+        owner: Option<String>,
+    },
+    /// Lists accounts
+    List {
+        /// Only those of this backend
+        #[arg(long)]
+        owner: Option<String>,
+        /// Only those of this domain
+        #[arg(long)]
+        domain: Option<String>,
+        /// Only held ones
+        #[arg(long)]
+        held: bool,
+        /// At most so many
+        #[arg(long)]
+        limit: Option<u32>,
+    },
+    /// Shows an account, its aliases, its changes, and how far the nodes are with them
+    Show {
+        /// Its name, or an alias
+        name: String,
+    },
+    /// Gives accounts to another backend, all of them or none, and waits until every node has applied it
+    Flip {
+        /// The backend
+        #[arg(long, value_name = "BACKEND")]
+        to: String,
+        /// The accounts
+        #[arg(required = true)]
+        accounts: Vec<String>,
+        /// How long to wait for the nodes, in seconds
+        #[arg(long, default_value_t = 60)]
+        wait: u64,
+    },
+}
+
+impl Command {
+    /// The file it reads, which another user may not be able to open.
+    pub(crate) fn input(&self) -> Option<&Path> {
+        match self {
+            Self::Accounts(Accounts::Import { file, .. }) if file != Path::new("-") => Some(file),
+            Self::Accounts(_) | Self::Schema(_) | Self::Sql { .. } => None,
+        }
+    }
+}

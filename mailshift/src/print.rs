@@ -1,0 +1,155 @@
+//! What the commands say.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use shared::backend::BackendName;
+use shared::ownership::table::{
+    AccountLine, AuditLine, Flipped, Imported, Problem, SchemaVersion, Settling, Shown,
+};
+
+pub(crate) fn schema(out: &mut impl Write, versions: &[SchemaVersion]) -> io::Result<()> {
+    for SchemaVersion { name, found, known } in versions {
+        let verdict = match found.cmp(known) {
+            std::cmp::Ordering::Equal => "up to date".to_owned(),
+            std::cmp::Ordering::Less => format!("older than this program's {known}"),
+            std::cmp::Ordering::Greater => format!("newer than this program's {known}"),
+        };
+        writeln!(out, "{name}: version {found}, {verdict}")?;
+    }
+    Ok(())
+}
+
+pub(crate) fn problems(file: &Path, problems: &[Problem]) -> String {
+    let lines = problems
+        .iter()
+        .take(20)
+        .map(|problem| format!("{}:{}: {}", file.display(), problem.line, problem.what));
+    let more = problems.len().saturating_sub(20);
+    let more = (more > 0).then(|| format!("… and {more} more"));
+    lines.chain(more).collect::<Vec<_>>().join("\n")
+}
+
+pub(crate) fn imported(out: &mut impl Write, imported: Imported) -> io::Result<()> {
+    let Imported { accounts, aliases, there } = imported;
+    writeln!(out, "added {accounts} accounts and {aliases} aliases; {there} were there")
+}
+
+pub(crate) fn list(out: &mut impl Write, lines: &[AccountLine]) -> io::Result<()> {
+    let width = |of: fn(&AccountLine) -> &str| {
+        lines.iter().map(|line| of(line).chars().count()).max().unwrap_or(0)
+    };
+    let (account, owner) = (width(|line| &line.account), width(|line| &line.owner));
+    for line in lines {
+        let mut remarks = Vec::new();
+        if line.state == "held" {
+            remarks.push(held(line));
+        }
+        if !line.login {
+            remarks.push("no logins".to_owned());
+        }
+        if let (Some(former), Some(at)) = (&line.former_owner, &line.flipped_at) {
+            remarks.push(format!("from {former} at {}", seconds(at)));
+        }
+        remarks.extend(line.note.clone());
+        let text =
+            format!("{:account$}  {:owner$}  {}", line.account, line.owner, remarks.join(", "));
+        writeln!(out, "{}", text.trim_end())?;
+    }
+    Ok(())
+}
+
+pub(crate) fn shown(out: &mut impl Write, shown: &Shown) -> io::Result<()> {
+    match &shown.account {
+        Some(account) => list(out, std::slice::from_ref(account))?,
+        None => writeln!(out, "there is no such account any more")?,
+    }
+    if !shown.aliases.is_empty() {
+        writeln!(out, "aliases: {}", shown.aliases.join(", "))?;
+    }
+    if let Some(status) = &shown.settling {
+        settling(out, status)?;
+    }
+    for change in &shown.changes {
+        writeln!(out, "{}", audit(change))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn settling(out: &mut impl Write, settling: &Settling) -> io::Result<()> {
+    write!(
+        out,
+        "change {}: {}",
+        settling.epoch,
+        if settling.settled { "settled" } else { "not settled" }
+    )?;
+    for (word, nodes) in [
+        ("waiting for", &settling.waiting),
+        ("busy", &settling.busy),
+        ("lapsed", &settling.lapsed),
+        ("forgotten", &settling.forgotten),
+    ] {
+        if let Some(nodes) = nodes {
+            write!(out, "; {word} {nodes}")?;
+        }
+    }
+    if settling.sessions + settling.deliveries + settling.in_doubt > 0 {
+        write!(
+            out,
+            "; still running: {} sessions, {} deliveries, {} in doubt",
+            settling.sessions, settling.deliveries, settling.in_doubt
+        )?;
+    }
+    writeln!(out)
+}
+
+pub(crate) fn flipped(
+    out: &mut impl Write,
+    flipped: &Flipped,
+    owner: &BackendName,
+) -> io::Result<()> {
+    for account in &flipped.unchanged {
+        writeln!(out, "{account} is at {owner} already")?;
+    }
+    for account in &flipped.changed {
+        writeln!(out, "{account} is at {owner} now")?;
+    }
+    Ok(())
+}
+
+fn held(line: &AccountLine) -> String {
+    match (&line.disputed, &line.hold_until) {
+        (Some(reason), _) => format!("held: disputed ({reason})"),
+        (None, Some(until)) => format!("held until {}", seconds(until)),
+        (None, None) => "held without end".to_owned(),
+    }
+}
+
+fn audit(change: &AuditLine) -> String {
+    let mut parts = Vec::new();
+    let mut differs = |what: &str, old: Option<&str>, new: Option<&str>| match (old, new) {
+        (Some(old), Some(new)) if old != new => parts.push(format!("{what} {old} → {new}")),
+        (None, Some(new)) => parts.push(format!("{what} {new}")),
+        (Some(old), None) => parts.push(format!("{what} was {old}")),
+        (Some(_), Some(_)) | (None, None) => {}
+    };
+    differs("owner", change.old_owner.as_deref(), change.new_owner.as_deref());
+    differs("state", change.old_state.as_deref(), change.new_state.as_deref());
+    differs("alias of", change.old_account.as_deref(), change.new_account.as_deref());
+    let yes = |login: Option<bool>| login.map(|login| if login { "yes" } else { "no" });
+    differs("logins", yes(change.old_login), yes(change.new_login));
+    let via = change.via.as_ref().map(|via| format!(" ({via})")).unwrap_or_default();
+    format!(
+        "{:>8}  {}  {}  {}{via}: {}",
+        change.epoch,
+        seconds(&change.at),
+        change.op,
+        change.by,
+        parts.join(", ")
+    )
+}
+
+/// A time without its fraction.
+fn seconds(time: &str) -> &str {
+    time.get(..19).unwrap_or(time)
+}

@@ -1,0 +1,228 @@
+//! A message while it is on its way: in memory while it is small, then in a temporary file (MX-6).
+//!
+//! The file has no name, so nothing is left behind by a crash. It is read at positions of each reader's
+//! own, so that several owners can be delivered to at once.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Octets read from the file at once.
+const CHUNK: usize = 64 * 1024;
+
+/// A message that is being received.
+#[derive(Debug)]
+pub struct Body {
+    limits: Limits,
+    octets: u64,
+    memory: Vec<u8>,
+    file: Option<File>,
+    fault: Option<Fault>,
+}
+
+/// How large a message may be, and where it goes.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Largest message in octets.
+    pub max_size: u64,
+    /// Octets kept in memory.
+    pub memory: usize,
+    /// Where temporary files are made.
+    pub directory: PathBuf,
+}
+
+/// Why a message could not be kept. It is received to its end all the same, to stay in step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Larger than allowed.
+    TooLarge,
+    /// The temporary file failed: no room, or worse.
+    Storage,
+}
+
+/// A whole message. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Message {
+    octets: u64,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Memory(Arc<[u8]>),
+    File(Arc<File>),
+}
+
+/// Reads a message from its start.
+#[derive(Debug)]
+pub struct Reader {
+    message: Message,
+    at: u64,
+}
+
+impl Body {
+    /// An empty message.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, octets: 0, memory: Vec::new(), file: None, fault: None }
+    }
+
+    /// Adds octets. A fault is kept until the end of data.
+    pub async fn append(&mut self, octets: Vec<u8>) {
+        if self.fault.is_some() {
+            return;
+        }
+        let length = u64::try_from(octets.len()).unwrap_or(u64::MAX);
+        self.octets = self.octets.saturating_add(length);
+        if self.octets > self.limits.max_size {
+            self.fail(Fault::TooLarge);
+        } else if self.file.is_none()
+            && self.memory.len().saturating_add(octets.len()) <= self.limits.memory
+        {
+            self.memory.extend_from_slice(&octets);
+        } else if let Err(error) = self.write(octets).await {
+            tracing::error!(%error, directory = %self.limits.directory.display(), "cannot keep a message");
+            self.fail(Fault::Storage);
+        }
+    }
+
+    /// The whole message, or why there is none.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Fault`].
+    pub fn finish(self) -> Result<Message, Fault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let content = match self.file {
+            Some(file) => Content::File(Arc::new(file)),
+            None => Content::Memory(self.memory.into()),
+        };
+        Ok(Message { octets: self.octets, content })
+    }
+
+    /// True while everything is in memory.
+    pub fn is_in_memory(&self) -> bool {
+        self.file.is_none()
+    }
+
+    async fn write(&mut self, octets: Vec<u8>) -> io::Result<()> {
+        let file = self.file.take();
+        let memory = std::mem::take(&mut self.memory);
+        let directory = self.limits.directory.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let mut file = match file {
+                Some(file) => file,
+                None => tempfile::tempfile_in(directory)?,
+            };
+            file.write_all(&memory)?;
+            file.write_all(&octets)?;
+            Ok::<_, io::Error>(file)
+        });
+        self.file = Some(written.await.map_err(io::Error::other)??);
+        Ok(())
+    }
+
+    fn fail(&mut self, fault: Fault) {
+        self.fault = Some(fault);
+        self.memory = Vec::new();
+        self.file = None;
+    }
+}
+
+impl Message {
+    /// Its octets, CR LFs counted.
+    pub fn octets(&self) -> u64 {
+        self.octets
+    }
+
+    /// Reads it from its start.
+    pub fn reader(&self) -> Reader {
+        Reader { message: self.clone(), at: 0 }
+    }
+}
+
+impl Reader {
+    /// Appends some more of the message to `into`; false at its end.
+    ///
+    /// # Errors
+    ///
+    /// The file's failure.
+    pub async fn read(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
+        let left = self.message.octets.saturating_sub(self.at);
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
+        if want == 0 {
+            return Ok(false);
+        }
+        match &self.message.content {
+            Content::Memory(octets) => {
+                let at = usize::try_from(self.at).unwrap_or(usize::MAX);
+                into.extend_from_slice(octets.get(at..at.saturating_add(want)).unwrap_or_default());
+            }
+            Content::File(file) => {
+                let (file, at) = (Arc::clone(file), self.at);
+                let chunk = tokio::task::spawn_blocking(move || {
+                    let mut chunk = vec![0; want];
+                    file.read_exact_at(&mut chunk, at).map(|()| chunk)
+                });
+                into.extend_from_slice(&chunk.await.map_err(io::Error::other)??);
+            }
+        }
+        self.at = self.at.saturating_add(u64::try_from(want).unwrap_or(u64::MAX));
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(directory: &std::path::Path) -> Limits {
+        Limits { max_size: 300_000, memory: 1_000, directory: directory.to_owned() }
+    }
+
+    async fn content(message: &Message) -> Vec<u8> {
+        let (mut reader, mut content) = (message.reader(), Vec::new());
+        while reader.read(&mut content).await.unwrap() {}
+        content
+    }
+
+    #[tokio::test]
+    async fn a_large_message_leaves_memory_and_comes_back_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut body = Body::new(limits(directory.path()));
+        let mut sent = Vec::new();
+        for round in 0..250_u16 {
+            let part = round.to_be_bytes().repeat(500);
+            sent.extend_from_slice(&part);
+            body.append(part).await;
+            assert_eq!(body.is_in_memory(), round == 0);
+        }
+        let message = body.finish().unwrap();
+        assert_eq!(message.octets(), 250_000);
+        assert_eq!(content(&message).await, sent);
+        assert_eq!(content(&message).await, sent, "a second reader reads the same");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the file has no name");
+    }
+
+    #[tokio::test]
+    async fn a_message_over_the_limit_is_forgotten_but_counted_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut body = Body::new(limits(directory.path()));
+        for _ in 0..4 {
+            body.append(vec![b'x'; 100_000]).await;
+        }
+        assert_eq!(body.finish().unwrap_err(), Fault::TooLarge);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_gone_is_a_fault_and_no_loss() {
+        let directory = tempfile::tempdir().unwrap();
+        let gone = directory.path().join("gone");
+        let mut body = Body::new(limits(&gone));
+        body.append(vec![b'x'; 2_000]).await;
+        assert_eq!(body.finish().unwrap_err(), Fault::Storage);
+    }
+}

@@ -1,0 +1,383 @@
+//! An SMTP or LMTP connection to an owner (RFC 5321 §4, RFC 2033), as client.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use shared::address::{Address, Domain};
+use shared::backend::{BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol};
+use shared::smtp::command::Mail;
+use shared::smtp::data::DataEncoder;
+use shared::smtp::ehlo::Extensions;
+use shared::smtp::reply::{Class, Reply, ReplyLine};
+use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
+use tokio::time::Instant;
+
+use crate::body::Message;
+
+/// Longest line of a reply in octets with its line end; RFC 5321 §4.5.3.1.5 says 512.
+const MAX_REPLY_LINE: usize = 2048;
+/// Most lines of one reply.
+const MAX_REPLY_LINES: usize = 100;
+/// Longest XCLIENT line in octets: Postfix takes no more.
+const MAX_XCLIENT: usize = 512;
+
+/// A connection to an owner, past its greeting.
+#[derive(Debug)]
+pub struct Connection {
+    wire: Wire,
+    offered: Extensions,
+    protocol: MailProtocol,
+    reply_timeout: Duration,
+    /// The owner was told of one client, and would take all else for that client's, too.
+    bound: bool,
+    transactions: u32,
+}
+
+/// Who we are and for whom we speak.
+#[derive(Debug, Clone, Copy)]
+pub struct Introduction<'a> {
+    /// Our name.
+    pub hostname: &'a str,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// The name it gave.
+    pub helo: &'a str,
+    /// It knows extensions.
+    pub extended: bool,
+}
+
+/// Why there is no verdict. The message stays with its sender, or is in doubt.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// The owner cannot be reached or secured.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The connection broke, or no answer came in time.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// It does not offer STARTTLS, which is configured. There is no downgrade.
+    #[error("it does not offer STARTTLS")]
+    NoStartTls,
+    /// It refuses us as a client, or closes the service (421).
+    #[error("it said: {0}")]
+    Unwilling(Reply),
+    /// It does not speak SMTP.
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The message cannot be read back.
+    #[error("cannot read the message back: {0}")]
+    Body(std::io::Error),
+    /// No verdict within the time allowed for the whole delivery.
+    #[error("no verdict within the time allowed")]
+    TimedOut,
+}
+
+impl Connection {
+    /// Connects, secures and introduces.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`].
+    pub async fn open(
+        mail: &MailEndpoint,
+        introduction: Introduction<'_>,
+    ) -> Result<Self, DeliveryError> {
+        let Endpoint { reply_timeout, tls, identity, .. } = &mail.endpoint;
+        let deadlines = Deadlines {
+            read: *reply_timeout,
+            write: *reply_timeout,
+            until: Instant::now().checked_add(reply_timeout.saturating_mul(4)),
+        };
+        let proxied = Proxied { client: introduction.client, local: introduction.local };
+        let wire = Wire::connect(&mail.endpoint, Some(proxied), deadlines).await?;
+        let mut connection = Self {
+            wire,
+            offered: Extensions::default(),
+            protocol: mail.protocol,
+            reply_timeout: *reply_timeout,
+            bound: matches!(identity, Identity::Proxy | Identity::Xclient),
+            transactions: 0,
+        };
+        connection.expect(Class::Accepted).await?;
+        connection.hello(introduction.hostname).await?;
+        if let BackendTls::StartTls(config, name) = tls {
+            if !connection.offered.starttls {
+                return Err(DeliveryError::NoStartTls);
+            }
+            connection.wire.say("STARTTLS\r\n").await?;
+            connection.expect(Class::Accepted).await?;
+            connection.wire.connect_tls(config.clone(), name.clone()).await?;
+            connection.hello(introduction.hostname).await?;
+        }
+        if *identity == Identity::Xclient && !connection.offered.xclient.is_empty() {
+            let line = xclient(&connection.offered, introduction);
+            connection.wire.say(line).await?;
+            connection.expect(Class::Accepted).await?;
+            connection.hello(introduction.hostname).await?;
+        }
+        connection.wire.deadlines.until = None;
+        Ok(connection)
+    }
+
+    /// Begins a transaction with its first recipient: the replies to MAIL and, if that was accepted, to
+    /// RCPT.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over.
+    pub async fn begin(
+        &mut self,
+        mail: &Mail,
+        to: &Address,
+    ) -> Result<(Reply, Option<Reply>), DeliveryError> {
+        self.transactions = self.transactions.saturating_add(1);
+        let mut command = format!("MAIL FROM:{}", mail.from);
+        if let (Some(size), true) = (mail.size, self.offered.takes_size) {
+            command = format!("{command} SIZE={size}");
+        }
+        // Sent as it is where the owner does not say that it takes 8-bit; changing it would break signatures.
+        if mail.eight_bit && self.offered.eight_bit {
+            command.push_str(" BODY=8BITMIME");
+        }
+        command.push_str("\r\n");
+        self.wire.output.push(command);
+        if self.offered.pipelining {
+            self.wire.say(rcpt(to)).await?;
+            let from = self.reply().await?;
+            let to = self.reply().await?;
+            return Ok((from.clone(), (from.class() == Class::Accepted).then_some(to)));
+        }
+        self.wire.flush().await?;
+        let from = self.reply().await?;
+        if from.class() != Class::Accepted {
+            return Ok((from, None));
+        }
+        self.add(to).await.map(|to| (from, Some(to)))
+    }
+
+    /// Adds a recipient: the reply to its RCPT.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over.
+    pub async fn add(&mut self, to: &Address) -> Result<Reply, DeliveryError> {
+        self.wire.say(rcpt(to)).await?;
+        self.reply().await
+    }
+
+    /// True when a message of that size is more than the owner takes.
+    pub fn is_too_large(&self, octets: u64) -> bool {
+        self.offered.is_too_large(octets)
+    }
+
+    /// Sends the message for `recipients` accepted ones and returns a reply for each: LMTP's own, or
+    /// SMTP's one for all. `patience` is the longest wait for a verdict behind the final dot.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over, and whether the message was taken is unknown.
+    pub async fn send(
+        &mut self,
+        header: &str,
+        message: &Message,
+        recipients: usize,
+        patience: Duration,
+    ) -> Result<Vec<Reply>, DeliveryError> {
+        self.wire.say("DATA\r\n").await?;
+        let go_on = self.reply().await?;
+        if go_on.class() != Class::GoOn {
+            return Ok(vec![go_on; recipients]);
+        }
+        let mut encoder = DataEncoder::default();
+        let mut reader = message.reader();
+        let (mut content, mut encoded) = (header.as_bytes().to_vec(), Vec::new());
+        loop {
+            encoder.encode(&content, &mut encoded);
+            content.clear();
+            let more = reader.read(&mut content).await.map_err(DeliveryError::Body)?;
+            if !more {
+                break;
+            }
+            if encoded.len() >= 32 * 1024 {
+                self.wire.say(&encoded).await?;
+                encoded.clear();
+            }
+        }
+        encoder.finish(&mut encoded);
+        self.wire.say(&encoded).await?;
+        self.wire.deadlines.read = patience;
+        let replies = match self.protocol {
+            MailProtocol::Smtp => vec![self.reply().await?; recipients],
+            MailProtocol::Lmtp => {
+                let mut replies = Vec::with_capacity(recipients);
+                for _ in 0..recipients {
+                    replies.push(self.reply().await?);
+                }
+                replies
+            }
+        };
+        self.wire.deadlines.read = self.reply_timeout;
+        Ok(replies)
+    }
+
+    /// Ends the transaction without a message, so that the connection can be kept.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over.
+    pub async fn reset(&mut self) -> Result<(), DeliveryError> {
+        self.wire.say("RSET\r\n").await?;
+        self.expect(Class::Accepted).await
+    }
+
+    /// Says goodbye without waiting long for an answer.
+    pub async fn quit(mut self) {
+        self.wire.deadlines.write = Duration::from_secs(5);
+        self.wire.output.push("QUIT\r\n");
+        self.wire.close().await;
+    }
+
+    /// True when another client's mail may go over it, too, and the owner has said nothing meanwhile.
+    pub fn is_reusable(&mut self, most: u32) -> bool {
+        !self.bound && self.transactions < most && self.wire.readable().now_or_never().is_none()
+    }
+
+    /// EHLO or LHLO, and what is offered in answer.
+    async fn hello(&mut self, hostname: &str) -> Result<(), DeliveryError> {
+        let verb = match self.protocol {
+            MailProtocol::Smtp => "EHLO",
+            MailProtocol::Lmtp => "LHLO",
+        };
+        self.wire.say(format!("{verb} {hostname}\r\n")).await?;
+        let mut offered = Extensions::default();
+        let mut first = true;
+        let reply = self
+            .reply_with(|line| {
+                if !std::mem::take(&mut first) {
+                    offered.add(line);
+                }
+            })
+            .await?;
+        self.offered = offered;
+        match (reply.class(), self.protocol) {
+            (Class::Accepted, _) => Ok(()),
+            // A server of 1982 knows HELO only.
+            (Class::Permanent, MailProtocol::Smtp) => {
+                self.offered = Extensions::default();
+                self.wire.say(format!("HELO {hostname}\r\n")).await?;
+                self.expect(Class::Accepted).await
+            }
+            (Class::Permanent | Class::GoOn | Class::Temporary, _) => {
+                Err(DeliveryError::Unwilling(reply))
+            }
+        }
+    }
+
+    async fn expect(&mut self, class: Class) -> Result<(), DeliveryError> {
+        let reply = self.reply().await?;
+        if reply.class() == class { Ok(()) } else { Err(DeliveryError::Unwilling(reply)) }
+    }
+
+    async fn reply(&mut self) -> Result<Reply, DeliveryError> {
+        self.reply_with(|_| {}).await
+    }
+
+    /// Reads one reply, of any number of lines with one code. 421 is the end of the connection, whatever
+    /// it was the answer to.
+    async fn reply_with(&mut self, mut each: impl FnMut(&str)) -> Result<Reply, DeliveryError> {
+        let mut code = None;
+        for _ in 0..MAX_REPLY_LINES {
+            let line = self.wire.line(MAX_REPLY_LINE).await?;
+            let line =
+                ReplyLine::parse(line.octets()).ok_or(DeliveryError::Protocol("not a reply"))?;
+            if code.is_some_and(|code| code != line.code) {
+                return Err(DeliveryError::Protocol("a reply with two codes"));
+            }
+            code = Some(line.code);
+            each(line.text);
+            if line.more {
+                continue;
+            }
+            let reply = Reply::of_lines(line.code, line.text);
+            return if reply.code() == 421 {
+                Err(DeliveryError::Unwilling(reply))
+            } else {
+                Ok(reply)
+            };
+        }
+        Err(DeliveryError::Protocol("an endless reply"))
+    }
+}
+
+fn rcpt(to: &Address) -> String {
+    format!("RCPT TO:<{to}>\r\n")
+}
+
+/// Postfix's XCLIENT: only attributes that are offered, NAME and REVERSE_NAME so that our own names are
+/// not taken for the client's, ADDR last because the right to say more is judged by it. Never LOGIN: that
+/// would make the client an authenticated one.
+fn xclient(offered: &Extensions, introduction: Introduction<'_>) -> String {
+    let address = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("IPV6:{v6}"),
+    };
+    let Introduction { client, local, helo, extended, .. } = introduction;
+    // Dovecot refuses the whole command for a HELO that is no host name.
+    let helo = Domain::parse(helo).map(|domain| domain.to_string());
+    let attributes = [
+        ("HELO", helo.ok()),
+        ("PROTO", Some(if extended { "ESMTP" } else { "SMTP" }.to_owned())),
+        ("NAME", Some("[UNAVAILABLE]".to_owned())),
+        ("REVERSE_NAME", Some("[UNAVAILABLE]".to_owned())),
+        ("PORT", Some(client.port().to_string())),
+        ("DESTADDR", Some(address(local.ip()))),
+        ("DESTPORT", Some(local.port().to_string())),
+        ("ADDR", Some(address(client.ip()))),
+    ];
+    let mut line = String::from("XCLIENT");
+    for (name, value) in attributes {
+        let Some(value) = value.filter(|_| offered.takes_xclient(name)) else { continue };
+        // What does not fit is left out; the address always does.
+        if line.len() + name.len() + value.len() + 60 < MAX_XCLIENT {
+            line = format!("{line} {name}={value}");
+        }
+    }
+    line.push_str("\r\n");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn introduction(helo: &str) -> Introduction<'_> {
+        Introduction {
+            hostname: "mx.example.org",
+            client: "[2001:db8::7]:4711".parse().unwrap(),
+            local: "192.0.2.1:25".parse().unwrap(),
+            helo,
+            extended: true,
+        }
+    }
+
+    #[test]
+    fn xclient_says_what_is_offered_and_the_address_last() {
+        let mut offered = Extensions::default();
+        offered.add("XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR DESTPORT");
+        assert_eq!(
+            xclient(&offered, introduction("mail.example.net")),
+            "XCLIENT HELO=mail.example.net PROTO=ESMTP NAME=[UNAVAILABLE] \
+             REVERSE_NAME=[UNAVAILABLE] PORT=4711 DESTADDR=192.0.2.1 DESTPORT=25 \
+             ADDR=IPV6:2001:db8::7\r\n"
+        );
+        let mut few = Extensions::default();
+        few.add("XCLIENT NAME ADDR");
+        assert_eq!(
+            xclient(&few, introduction("bad;name")),
+            "XCLIENT NAME=[UNAVAILABLE] ADDR=IPV6:2001:db8::7\r\n"
+        );
+    }
+}

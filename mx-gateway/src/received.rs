@@ -1,0 +1,154 @@
+//! The trace header that is put before a message, and the loop that too many of them show
+//! (RFC 5321 §4.4, §6.3).
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
+
+use crate::session::Helo;
+
+/// What a Received header says of a transaction.
+#[derive(Debug)]
+pub struct Trace<'a> {
+    /// How the client introduced itself.
+    pub helo: &'a Helo,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// Our name.
+    pub by: &'a str,
+    /// TLS version and cipher suite, if there is TLS.
+    pub tls: Option<String>,
+    /// Our name for the message.
+    pub id: &'a str,
+    /// The recipient, when there is only one: others must not learn of each other.
+    pub only_recipient: Option<String>,
+    /// When the message was received.
+    pub at: OffsetDateTime,
+}
+
+impl Trace<'_> {
+    /// The header with its CR LF.
+    pub fn header(&self) -> String {
+        let literal = match self.client.ip() {
+            IpAddr::V4(v4) => format!("[{v4}]"),
+            IpAddr::V6(v6) => format!("[IPv6:{v6}]"),
+        };
+        // RFC 3848.
+        let with = match (self.helo.extended, self.tls.is_some()) {
+            (true, true) => "ESMTPS",
+            (true, false) => "ESMTP",
+            (false, _) => "SMTP",
+        };
+        let mut header = format!("Received: from {} ({literal})\r\n", tame(&self.helo.name));
+        if let Some(tls) = &self.tls {
+            let _ = write!(header, "\t(using {})\r\n", tame(tls));
+        }
+        let _ = write!(header, "\tby {} (Mailshift) with {with} id {}", self.by, self.id);
+        if let Some(recipient) = &self.only_recipient {
+            let _ = write!(header, "\r\n\tfor <{recipient}>");
+        }
+        let date = self.at.format(&Rfc2822).unwrap_or_default();
+        let _ = write!(header, ";\r\n\t{date}\r\n");
+        header
+    }
+}
+
+/// Takes out what would end a comment or begin another part of the header.
+fn tame(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_ascii_graphic() && !"()<>;\\".contains(c) || c == ' ' { c } else { '?' })
+        .collect()
+}
+
+/// Counts Received headers while a message is received.
+#[derive(Debug, Default)]
+pub struct Loops {
+    received: usize,
+    /// The first octets of the line at hand, lower case, as far as they count.
+    line: Vec<u8>,
+    past_header: bool,
+}
+
+/// What a Received header begins with.
+const NAME: &[u8] = b"received:";
+
+impl Loops {
+    /// Looks at more of the message.
+    pub fn look(&mut self, octets: &[u8]) {
+        let mut rest = octets;
+        while !self.past_header && !rest.is_empty() {
+            let end = memchr::memchr(b'\n', rest);
+            let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+            let room = NAME.len().saturating_sub(self.line.len());
+            self.line.extend(line.iter().take(room).map(u8::to_ascii_lowercase));
+            let Some(end) = end else { return };
+            self.past_header = matches!(self.line.as_slice(), b"" | b"\r");
+            self.received = self.received.saturating_add(usize::from(self.line == NAME));
+            self.line.clear();
+            rest = rest.get(end.saturating_add(1)..).unwrap_or_default();
+        }
+    }
+
+    /// Received headers seen.
+    pub fn received(&self) -> usize {
+        self.received
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trace<'a>(helo: &'a Helo, tls: Option<&str>, only: Option<&str>) -> Trace<'a> {
+        Trace {
+            helo,
+            client: "[2001:db8::1]:25".parse().unwrap(),
+            by: "mx.example.org",
+            tls: tls.map(str::to_owned),
+            id: "abc",
+            only_recipient: only.map(str::to_owned),
+            at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_received_header_says_how_a_message_came() {
+        let helo = Helo { name: "mail.example.net".into(), extended: true };
+        assert_eq!(
+            trace(&helo, Some("TLSv1.3 with cipher X"), Some("ann@example.org")).header(),
+            "Received: from mail.example.net ([IPv6:2001:db8::1])\r\n\
+             \t(using TLSv1.3 with cipher X)\r\n\
+             \tby mx.example.org (Mailshift) with ESMTPS id abc\r\n\
+             \tfor <ann@example.org>;\r\n\
+             \tThu, 01 Jan 1970 00:00:00 +0000\r\n"
+        );
+    }
+
+    #[test]
+    fn recipients_of_one_message_do_not_learn_of_each_other() {
+        let helo = Helo { name: "x".into(), extended: false };
+        let header = trace(&helo, None, None).header();
+        assert!(!header.contains("for <") && header.contains("with SMTP id"), "{header}");
+    }
+
+    #[test]
+    fn a_client_cannot_write_our_header() {
+        let helo = Helo { name: "x) by evil;\r\nX-Evil: (yes".into(), extended: true };
+        let header = trace(&helo, None, None).header();
+        assert!(header.starts_with("Received: from x? by evil???X-Evil: ?yes ("), "{header}");
+    }
+
+    #[test]
+    fn received_headers_are_counted_in_the_header_only_and_however_they_are_cut() {
+        let message =
+            b"Received: a\r\n\tfolded\r\nRECEIVED:b\r\nX-Received: c\r\n\r\nReceived: body\r\n";
+        for cut in 0..message.len() {
+            let mut loops = Loops::default();
+            loops.look(&message[..cut]);
+            loops.look(&message[cut..]);
+            assert_eq!(loops.received(), 2, "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Drives one client's session: asks, receives, delivers, answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use shared::address::Address;
+use shared::config::MxConfig;
+use shared::lifecycle::Lifecycle;
+use shared::listener::Accepted;
+use shared::ownership::Ownership;
+use shared::smtp::path::ReversePath;
+use shared::smtp::reply::Reply;
+use shared::wire::{Deadlines, Wire, WireError};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use tokio_rustls::rustls::ServerConfig;
+
+use crate::body::{Body, Fault, Limits};
+use crate::delivery::{Introduction, Pool};
+use crate::outcome::{self, Verdict};
+use crate::received::{Loops, Trace};
+use crate::session::{Event, Session, Terms};
+use crate::transaction::{Delivered, Transaction};
+
+/// What every session works with.
+#[derive(Debug)]
+pub struct Context {
+    /// Who owns each account.
+    pub ownership: Arc<Ownership>,
+    /// Tasks and their end.
+    pub lifecycle: Lifecycle,
+    /// Limits and names.
+    pub rules: MxConfig,
+    /// Certificates, if there are any.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// TLS from the first octet.
+    pub implicit_tls: bool,
+    /// Connections to owners.
+    pub pool: Arc<Pool>,
+    /// Where large messages are kept while they are received.
+    pub temporary: PathBuf,
+}
+
+/// A message that is being received.
+struct Incoming {
+    body: Body,
+    loops: Loops,
+}
+
+/// One client, from its greeting to its end.
+struct Conversation<'a> {
+    cx: &'a Context,
+    id: String,
+    wire: Wire,
+    session: Session,
+    transaction: Option<Transaction>,
+    incoming: Option<Incoming>,
+}
+
+impl Context {
+    /// Where mail to `<postmaster>` without a domain goes (RFC 5321 §4.5.1).
+    pub fn postmaster(&self) -> Option<Address> {
+        self.rules
+            .postmaster
+            .clone()
+            .or_else(|| Address::parse(&format!("postmaster@{}", self.rules.hostname)).ok())
+    }
+}
+
+/// Speaks with one client until it is gone.
+pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
+    let id = uuid::Uuid::now_v7().simple().to_string();
+    let client = accepted.client;
+    let deadlines =
+        Deadlines { read: cx.rules.command_timeout, write: cx.rules.command_timeout, until: None };
+    let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
+    let wire = wire.on_behalf_of(accepted.client, accepted.local);
+    match converse(&cx, &id, wire).await {
+        Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
+        Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
+    }
+    drop(accepted.seat);
+}
+
+async fn converse(cx: &Context, id: &str, mut wire: Wire) -> Result<(), WireError> {
+    if let Some(tls) = &cx.tls {
+        if cx.implicit_tls {
+            wire.accept_tls(Arc::clone(tls)).await?;
+        } else {
+            wire.offer_tls(Arc::clone(tls));
+        }
+    }
+    let terms = Terms {
+        hostname: cx.rules.hostname.as_str().into(),
+        max_size: cx.rules.max_message_size,
+        starttls: cx.tls.is_some() && !cx.implicit_tls,
+    };
+    let session = Session::new(terms, wire.is_secured());
+    session.greet(&mut wire.output);
+    let mut conversation =
+        Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
+    let ended = conversation.run().await;
+    if let Some(transaction) = conversation.transaction.take() {
+        transaction.abandon(cx).await;
+    }
+    conversation.wire.close().await;
+    ended
+}
+
+impl Conversation<'_> {
+    async fn run(&mut self) -> Result<(), WireError> {
+        while let Some(event) = self.next().await? {
+            let reply = match event {
+                Event::Mail(mail) => {
+                    self.transaction = Some(Transaction::new(mail));
+                    Reply::new(250, (1, 0), "Sender ok")
+                }
+                Event::Rcpt(path) => self.rcpt(path).await,
+                Event::Data => self.begin_data(),
+                Event::Body(octets) => {
+                    if let Some(incoming) = &mut self.incoming {
+                        incoming.loops.look(&octets);
+                        incoming.body.append(octets).await;
+                    }
+                    continue;
+                }
+                Event::EndOfData { flawed } => self.end_of_data(flawed).await,
+                Event::Reset => {
+                    if let Some(transaction) = self.transaction.take() {
+                        transaction.abandon(self.cx).await;
+                    }
+                    continue;
+                }
+            };
+            self.session.answer(&reply, &mut self.wire.output);
+        }
+        Ok(())
+    }
+
+    /// The next event. When the service stops, a client that is not inside a message is told so.
+    async fn next(&mut self) -> Result<Option<Event>, WireError> {
+        let in_data = self.session.is_in_data();
+        self.wire.deadlines.read =
+            if in_data { self.cx.rules.data_timeout } else { self.cx.rules.command_timeout };
+        let stop = self.cx.lifecycle.stop();
+        let driven = tokio::select! {
+            biased;
+            driven = self.wire.drive(&mut self.session) => driven,
+            () = stop.cancelled(), if !in_data => {
+                let reply = Reply::new(421, (3, 2), "Service is restarting, please connect again");
+                self.session.bid_farewell(&reply, &mut self.wire.output);
+                return self.wire.flush().await.map(|()| None);
+            }
+        };
+        if matches!(driven, Err(WireError::Deadline)) {
+            let reply = Reply::new(421, (4, 2), "Timeout, closing the connection");
+            self.session.bid_farewell(&reply, &mut self.wire.output);
+            let _ = self.wire.flush().await;
+        }
+        driven
+    }
+
+    async fn rcpt(&mut self, path: shared::smtp::path::ForwardPath) -> Reply {
+        let Some(mut transaction) = self.transaction.take() else {
+            return Reply::new(503, (5, 1), "Say MAIL first");
+        };
+        let reply = transaction.add(self.cx, self.introduction(), path).await;
+        if reply.code() >= 400 {
+            let (client, from) = (self.wire.peer(), &transaction.mail().from);
+            tracing::info!(session = self.id, %client, %from, %reply, "recipient refused");
+        }
+        self.transaction = Some(transaction);
+        reply
+    }
+
+    fn begin_data(&mut self) -> Reply {
+        let limits = Limits {
+            max_size: self.cx.rules.max_message_size,
+            memory: self.cx.rules.memory_per_message,
+            directory: self.cx.temporary.clone(),
+        };
+        self.incoming = Some(Incoming { body: Body::new(limits), loops: Loops::default() });
+        Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
+    }
+
+    async fn end_of_data(&mut self, flawed: bool) -> Reply {
+        let (Some(transaction), Some(incoming)) = (self.transaction.take(), self.incoming.take())
+        else {
+            return Reply::new(503, (5, 1), "Say MAIL first");
+        };
+        let refusal = match (flawed, incoming.body.finish()) {
+            (true, _) => Reply::new(550, (6, 0), "Lone CR, or LF before a dot, in the message"),
+            (false, Err(Fault::TooLarge)) => Reply::new(552, (3, 4), "Message too large"),
+            (false, Err(Fault::Storage)) => Reply::new(452, (3, 1), "Cannot keep the message now"),
+            (false, Ok(_)) if incoming.loops.received() > self.cx.rules.max_received => {
+                Reply::new(554, (4, 6), "Too many hops, the message loops")
+            }
+            (false, Ok(message)) => return self.deliver(transaction, &message).await,
+        };
+        let (client, from) = (self.wire.peer(), &transaction.mail().from);
+        tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
+        transaction.abandon(self.cx).await;
+        refusal
+    }
+
+    /// Delivers and writes a line for each recipient. Goes on when the client has gone meanwhile: the
+    /// owners may have the message already.
+    async fn deliver(&mut self, transaction: Transaction, message: &crate::body::Message) -> Reply {
+        let began = Instant::now();
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let header = self.trace(&transaction, &id);
+        let from = transaction.mail().from.clone();
+        let delivered = transaction.deliver(self.cx, self.introduction(), &header, message).await;
+        for one in &delivered {
+            self.record(&id, &from, one, message.octets(), began);
+        }
+        let verdicts: Vec<Verdict> = delivered.into_iter().map(|one| one.verdict).collect();
+        outcome::reply(&verdicts, &id)
+    }
+
+    fn trace(&self, transaction: &Transaction, id: &str) -> String {
+        let helo = self
+            .session
+            .helo()
+            .cloned()
+            .unwrap_or(crate::session::Helo { name: "unknown".into(), extended: false });
+        Trace {
+            helo: &helo,
+            client: self.wire.peer(),
+            by: self.cx.rules.hostname.as_str(),
+            tls: self.wire.tls_description().map(|tls| tls.to_string()),
+            id,
+            only_recipient: transaction.only_recipient().map(Address::to_string),
+            at: OffsetDateTime::now_utc(),
+        }
+        .header()
+    }
+
+    fn record(&self, id: &str, from: &ReversePath, one: &Delivered, octets: u64, began: Instant) {
+        let (session, client, to) = (&self.id, self.wire.peer(), &one.to);
+        let (account, owner, epoch) = match &one.owner {
+            Some(owner) => (&*owner.account, owner.backend.name.as_str(), owner.epoch),
+            None => ("", "", 0),
+        };
+        let ms = began.elapsed().as_millis();
+        match &one.verdict {
+            Verdict::Accepted => tracing::info!(
+                session, id, %client, %from, %to, account, owner, epoch, octets, ms, "delivered"
+            ),
+            Verdict::Refused(reply) => tracing::info!(
+                session, id, %client, %from, %to, account, owner, epoch, octets, ms, %reply, "not delivered"
+            ),
+            Verdict::Unfinished => tracing::warn!(
+                session, id, %client, %from, %to, account, owner, epoch, octets, ms,
+                why = one.why.as_deref().unwrap_or("no verdict"), "not delivered"
+            ),
+        }
+    }
+
+    fn introduction(&self) -> Introduction<'_> {
+        let helo = self.session.helo();
+        Introduction {
+            hostname: self.cx.rules.hostname.as_str(),
+            client: self.wire.peer(),
+            local: self.wire.local(),
+            helo: helo.map_or("", |helo| &helo.name),
+            extended: helo.is_some_and(|helo| helo.extended),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Who may do what, and that a dump restores.
+
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, Executor};
+use tests::postgres::Server;
+
+use super::{ROLES, hold, parts, refused, run, table, text};
+
+#[tokio::test]
+async fn each_role_may_do_its_own_work_and_no_other() {
+    let (_database, pool) = table().await;
+    for _ in 0..2 {
+        let mut connection = pool.acquire().await.unwrap();
+        connection.execute(ROLES).await.unwrap();
+    }
+    let operator = [
+        "UPDATE accounts SET owner = 'new' WHERE account = 'ann@example.org'",
+        "INSERT INTO accounts (account, owner) VALUES ('eve@example.org', 'old')",
+        "DELETE FROM accounts WHERE account = 'eve@example.org'",
+        "INSERT INTO aliases (alias, account) VALUES ('annie', 'ann@example.org')",
+        "UPDATE domains SET default_owner = 'new' WHERE domain = 'strict.example'",
+        "UPDATE nodes SET forgotten = true",
+        "SELECT * FROM reversible_accounts",
+    ];
+    let mover = ["SELECT release('bob@example.org', hold('bob@example.org', '1 s'))"];
+    let service = [
+        "INSERT INTO nodes (node, service, incarnation, version, lease_until) \
+         VALUES ('a', 'mx-gateway', 'i', '1', clock_timestamp())",
+        "SELECT expire_holds()",
+        "SELECT * FROM accounts, aliases, domains, changes, clock",
+        "DELETE FROM nodes",
+    ];
+    let backend =
+        ["SELECT * FROM foreign_addresses('old')", "SELECT is_foreign('old', 'ann@example.org')"];
+    let nobody = [
+        "UPDATE accounts SET epoch = 1",
+        "UPDATE accounts SET fenced = true",
+        "UPDATE accounts SET account = 'x'",
+        "UPDATE clock SET epoch = 999",
+        "INSERT INTO changes (epoch, kind, name, op, nonce, at, by) \
+         VALUES (1, 'account', 'x', 'insert', 1, now(), 'x')",
+        "DELETE FROM changes",
+        "CREATE TABLE mine ()",
+    ];
+    let all: [(&str, &[&str]); 4] = [
+        ("mailshift_operator", &operator),
+        ("mailshift_mover", &mover),
+        ("mailshift_service", &service),
+        ("mailshift_backend", &backend),
+    ];
+    for (role, own) in all {
+        for sql in own {
+            run(&pool, &format!("BEGIN; SET LOCAL ROLE {role}; {sql}; COMMIT")).await;
+        }
+        let others = all.iter().filter(|(other, _)| *other != role);
+        let foreign = others
+            // An operator may do a mover's and a backend's work, too.
+            .filter(|(other, _)| role != "mailshift_operator" || *other == "mailshift_service")
+            .flat_map(|(_, sql)| *sql)
+            .filter(|sql| {
+                sql.starts_with("UPDATE") || sql.starts_with("INSERT") || sql.contains("hold(")
+            })
+            .filter(|sql| role != "mailshift_service" || !sql.contains(" nodes"))
+            .filter(|sql| role != "mailshift_operator" || !sql.contains("expire_holds"));
+        for sql in nobody.iter().chain(foreign) {
+            let mut connection = pool.acquire().await.unwrap();
+            let error = connection
+                .execute(AssertSqlSafe(format!("BEGIN; SET LOCAL ROLE {role}; {sql}")))
+                .await
+                .expect_err(sql);
+            assert_eq!(parts(&error).0, "42501", "{role}: {sql}: {error}");
+            connection.execute("ROLLBACK").await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dump_restores_and_works() {
+    let (database, pool) = table().await;
+    run(&pool, "INSERT INTO aliases (alias, account) VALUES ('annie', 'ann@example.org')").await;
+    let server = Server::shared();
+    let copy = server.create_database().unwrap();
+    let dump = server.dump(&database.name).unwrap();
+    server.psql(&copy.name, &dump).unwrap();
+    let restored = PgPoolOptions::new().connect(&copy.url).await.unwrap();
+    let rows = "SELECT string_agg(concat_ws(' ', epoch, nonce, name), ',' ORDER BY epoch, name) \
+                FROM changes";
+    assert_eq!(text(&pool, rows).await, text(&restored, rows).await);
+    run(&restored, "UPDATE public.accounts SET owner = 'new' WHERE account = 'ann@example.org'")
+        .await;
+    hold(&restored, "ann@example.org").await;
+    assert_ne!(
+        refused(&restored, "TRUNCATE public.accounts CASCADE").await.0,
+        "",
+        "the guards are there"
+    );
+}
