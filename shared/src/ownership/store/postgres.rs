@@ -331,7 +331,7 @@ impl PostgresStore {
     }
 
     pub(super) fn listener(&self) -> Listener {
-        Listener::start(self.listen.clone(), Arc::clone(&self.pool), Arc::clone(&self.listening))
+        Listener::new(self.listen.clone(), Arc::clone(&self.pool), Arc::clone(&self.listening))
     }
 }
 

@@ -1,12 +1,13 @@
 //! LISTEN: wakes the feed when a change is committed. Nothing depends on it but time.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{PATIENCE, StoreError, current};
@@ -18,32 +19,34 @@ const PROVE_EVERY: Duration = Duration::from_mins(1);
 /// Longest wait for the proof, and between attempts to listen again.
 const PROVE_WITHIN: Duration = Duration::from_secs(3);
 
-/// Waits for notifications on a connection of its own.
-#[derive(Debug)]
+/// Waits for notifications on a connection of its own, while it is asked ([`Listener::told`]).
 pub struct Listener {
     heard: Arc<Notify>,
-    task: JoinHandle<()>,
+    listening: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Listener {
-    pub(super) fn start(
+    pub(super) fn new(
         options: PgConnectOptions,
         pool: Arc<Mutex<PgPool>>,
         listening: Arc<AtomicBool>,
     ) -> Self {
         let heard = Arc::new(Notify::new());
-        let task = tokio::spawn(listen(options, pool, Arc::clone(&heard), listening));
-        Self { heard, task }
+        let listening = Box::pin(listen(options, pool, Arc::clone(&heard), listening));
+        Self { heard, listening }
     }
 
     pub(in super::super) async fn told(&mut self) {
-        self.heard.notified().await;
+        tokio::select! {
+            () = self.heard.notified() => {}
+            () = &mut self.listening => {}
+        }
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.task.abort();
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
     }
 }
 
