@@ -121,9 +121,10 @@ impl Dovecot {
         let text = dialect::configuration(self, dialect::version(&program)?)?;
         let file = self.place.write("dovecot.conf", &text, 0o644, None)?;
         let command = [&*program, "-F", "-c", &*file.to_string_lossy()];
+        let before = self.log().len();
         let child = Child::start(&[], &command, self.place.path(), LOG)?;
         let started = until("Dovecot to start", || {
-            let log = self.log();
+            let log = self.log().split_off(before);
             (log.contains("starting up for") || log.contains("Fatal:") || !child.is_running())
                 .then_some(())
         });

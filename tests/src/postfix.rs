@@ -102,9 +102,10 @@ impl Postfix {
         // Makes the queue's directories and looks at everything's owner.
         run(sudo, &["postfix", "-c", &etc, "check"])?;
         let command = [&*format!("{daemons}/master"), "-c", &etc, "-s"];
+        let before = self.log().len();
         let child = Child::start(sudo, &command, self.place.path(), CONSOLE)?;
         let started = until("Postfix to start", || {
-            let log = self.log();
+            let log = self.log().split_off(before);
             (log.contains("daemon started") || log.contains("fatal:") || !child.is_running())
                 .then_some(())
         });
