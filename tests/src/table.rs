@@ -141,6 +141,22 @@ impl Table {
             .map(drop)
     }
 
+    /// What the view `flip_status` says of an account, columns separated by `|`.
+    ///
+    /// # Errors
+    ///
+    /// What the shell complains about.
+    pub fn flip_status(&self, account: &str, columns: &str) -> Result<String> {
+        let ask = format!("SELECT {columns} FROM flip_status WHERE account = '{account}';");
+        match &self.store {
+            Store::Shared(..) | Store::Own(..) => self.sql(&ask),
+            Store::File(place) => {
+                let nodes = place.join("db/ownership-nodes.db");
+                self.sql(&format!("ATTACH '{}' AS nodes;\n{VIEWS}\n{ask}", nodes.display()))
+            }
+        }
+    }
+
     /// Waits until every live node has applied the newest change of an account: its older sessions and
     /// deliveries are gone everywhere.
     ///
@@ -148,18 +164,9 @@ impl Table {
     ///
     /// It does not come to that.
     pub async fn settled(&self, account: &str) -> Result<()> {
-        let ask = format!(
-            "SELECT CASE WHEN settled THEN 'settled' END FROM flip_status WHERE account = '{account}';"
-        );
-        let statements = match &self.store {
-            Store::Shared(..) | Store::Own(..) => ask,
-            Store::File(place) => {
-                let nodes = place.join("db/ownership-nodes.db");
-                format!("ATTACH '{}' AS nodes;\n{VIEWS}\n{ask}", nodes.display())
-            }
-        };
         until(&format!("{account} to settle"), || {
-            self.sql(&statements).ok().filter(|printed| printed == "settled").map(drop)
+            let settled = self.flip_status(account, "CASE WHEN settled THEN 'settled' END");
+            settled.ok().filter(|printed| printed == "settled").map(drop)
         })
         .await
     }

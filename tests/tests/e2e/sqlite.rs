@@ -66,15 +66,10 @@ async fn an_open_transaction_in_a_shell_stops_no_service() {
     let (release, released) = std::sync::mpsc::channel::<()>();
     let shell = std::thread::spawn(move || tests::table::with_lock(&file, released));
     // Longer than the lease, which the services go on renewing in the file of their own.
-    let renewals = "SELECT count(*) FROM nodes WHERE lease_until > ";
     let nodes = lab.table.file().with_file_name("ownership-nodes.db");
-    let later = sqlite3(
-        &[],
-        &nodes,
-        "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', max(lease_until), '+4 seconds') FROM nodes;",
-    )
-    .unwrap();
-    let renewed = format!("{renewals}'{}';", later.trim());
+    let seconds = "strftime('%s', lease_until)";
+    let longest = sqlite3(&[], &nodes, &format!("SELECT max({seconds}) FROM nodes;")).unwrap();
+    let renewed = format!("SELECT count(*) FROM nodes WHERE {seconds} - {} > 3;", longest.trim());
     until("both services to renew their leases", || {
         sqlite3(&[], &nodes, &renewed).ok().filter(|count| count.trim() == "2").map(drop)
     })

@@ -3,6 +3,7 @@
 
 mod backend_faults;
 mod backend_forms;
+mod chats;
 mod client_faults;
 mod flips;
 mod pipelining;
