@@ -10,6 +10,7 @@ pub mod dovecot;
 pub mod imap;
 pub mod imap_backend;
 pub mod lab;
+pub mod link;
 pub mod login_node;
 pub mod node;
 pub mod patience;
