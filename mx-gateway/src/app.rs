@@ -9,9 +9,12 @@ use shared::listener::{Listener, Refused};
 use shared::service::{self, Service, ServiceError};
 use tokio::time::sleep;
 
+use crate::body::Memory;
 use crate::delivery::Pool;
 use crate::serve::{Context, serve};
 
+/// Octets that all messages being received may keep in memory together.
+const MEMORY: usize = 256 * 1024 * 1024;
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -27,10 +30,11 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
         }
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
-        let pool = Arc::new(Pool::default());
+        let (pool, memory) = (Arc::new(Pool::default()), Memory::new(MEMORY));
         let mut bound = Vec::new();
         for listener in &service.config.mx.listeners {
-            let cx = context(service, listener, Arc::clone(&pool), temporary.clone());
+            let storage = (Arc::clone(&memory), temporary.clone());
+            let cx = context(service, listener, Arc::clone(&pool), storage);
             bound.push((cx, Listener::bind(listener)?));
         }
         let lifecycle = service.lifecycle.clone();
@@ -53,12 +57,13 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
     .await
 }
 
-/// What the sessions of one listener work with.
+/// What the sessions of one listener work with. `storage` is where messages are kept while they are
+/// received: memory, and a directory.
 pub fn context(
     service: &Service,
     listener: &ListenerConfig,
     pool: Arc<Pool>,
-    temporary: PathBuf,
+    (memory, temporary): (Arc<Memory>, PathBuf),
 ) -> Arc<Context> {
     let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
     Arc::new(Context {
@@ -68,6 +73,7 @@ pub fn context(
         tls: tls.map(|certificates| certificates.server_config()),
         implicit_tls: listener.tls == ListenerTls::Implicit,
         pool,
+        memory,
         temporary,
     })
 }

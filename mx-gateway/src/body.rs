@@ -8,16 +8,30 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Octets read from the file at once.
 const CHUNK: usize = 64 * 1024;
+
+/// What all messages together may keep in memory. Where it is used up, small messages go to files, too.
+#[derive(Debug)]
+pub struct Memory {
+    left: AtomicUsize,
+}
+
+/// Octets in memory, taken from [`Memory`] and given back when dropped.
+#[derive(Debug)]
+struct Kept {
+    octets: Vec<u8>,
+    memory: Arc<Memory>,
+}
 
 /// A message that is being received.
 #[derive(Debug)]
 pub struct Body {
     limits: Limits,
     octets: u64,
-    memory: Vec<u8>,
+    kept: Kept,
     file: Option<File>,
     fault: Option<Fault>,
 }
@@ -27,8 +41,10 @@ pub struct Body {
 pub struct Limits {
     /// Largest message in octets.
     pub max_size: u64,
-    /// Octets kept in memory.
-    pub memory: usize,
+    /// Octets of one message kept in memory.
+    pub in_memory: usize,
+    /// Where they are taken from.
+    pub memory: Arc<Memory>,
     /// Where temporary files are made.
     pub directory: PathBuf,
 }
@@ -51,7 +67,7 @@ pub struct Message {
 
 #[derive(Debug, Clone)]
 enum Content {
-    Memory(Arc<[u8]>),
+    Memory(Arc<Kept>),
     File(Arc<File>),
 }
 
@@ -62,26 +78,65 @@ pub struct Reader {
     at: u64,
 }
 
+impl Memory {
+    /// So many octets for all messages.
+    pub fn new(octets: usize) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(octets) })
+    }
+
+    fn take(&self, octets: usize) -> bool {
+        let less = |left: usize| left.checked_sub(octets);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
+impl Kept {
+    fn new(memory: &Arc<Memory>) -> Self {
+        Self { octets: Vec::new(), memory: Arc::clone(memory) }
+    }
+
+    /// Adds octets if there is room for them.
+    fn add(&mut self, octets: &[u8], limit: usize) -> bool {
+        let fits = self.octets.len().saturating_add(octets.len()) <= limit;
+        let taken = fits && self.memory.take(octets.len());
+        if taken {
+            self.octets.extend_from_slice(octets);
+        }
+        taken
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.memory.left.fetch_add(self.octets.len(), Ordering::Relaxed);
+    }
+}
+
 impl Body {
     /// An empty message.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, octets: 0, memory: Vec::new(), file: None, fault: None }
+        let kept = Kept::new(&limits.memory);
+        Self { limits, octets: 0, kept, file: None, fault: None }
+    }
+
+    /// Octets received so far, also those that were not kept.
+    pub fn octets(&self) -> u64 {
+        self.octets
     }
 
     /// Adds octets. A fault is kept until the end of data.
     pub async fn append(&mut self, octets: Vec<u8>) {
+        let length = u64::try_from(octets.len()).unwrap_or(u64::MAX);
+        self.octets = self.octets.saturating_add(length);
         if self.fault.is_some() {
             return;
         }
-        let length = u64::try_from(octets.len()).unwrap_or(u64::MAX);
-        self.octets = self.octets.saturating_add(length);
+        let in_memory = self.file.is_none();
         if self.octets > self.limits.max_size {
             self.fail(Fault::TooLarge);
-        } else if self.file.is_none()
-            && self.memory.len().saturating_add(octets.len()) <= self.limits.memory
+        } else if !(in_memory && self.kept.add(&octets, self.limits.in_memory))
+            && let Err(error) = self.write(octets).await
         {
-            self.memory.extend_from_slice(&octets);
-        } else if let Err(error) = self.write(octets).await {
             tracing::error!(%error, directory = %self.limits.directory.display(), "cannot keep a message");
             self.fail(Fault::Storage);
         }
@@ -98,7 +153,7 @@ impl Body {
         }
         let content = match self.file {
             Some(file) => Content::File(Arc::new(file)),
-            None => Content::Memory(self.memory.into()),
+            None => Content::Memory(Arc::new(self.kept)),
         };
         Ok(Message { octets: self.octets, content })
     }
@@ -110,14 +165,14 @@ impl Body {
 
     async fn write(&mut self, octets: Vec<u8>) -> io::Result<()> {
         let file = self.file.take();
-        let memory = std::mem::take(&mut self.memory);
+        let kept = std::mem::replace(&mut self.kept, Kept::new(&self.limits.memory));
         let directory = self.limits.directory.clone();
         let written = tokio::task::spawn_blocking(move || {
             let mut file = match file {
                 Some(file) => file,
                 None => tempfile::tempfile_in(directory)?,
             };
-            file.write_all(&memory)?;
+            file.write_all(&kept.octets)?;
             file.write_all(&octets)?;
             Ok::<_, io::Error>(file)
         });
@@ -127,7 +182,7 @@ impl Body {
 
     fn fail(&mut self, fault: Fault) {
         self.fault = Some(fault);
-        self.memory = Vec::new();
+        self.kept = Kept::new(&self.limits.memory);
         self.file = None;
     }
 }
@@ -157,7 +212,8 @@ impl Reader {
             return Ok(false);
         }
         match &self.message.content {
-            Content::Memory(octets) => {
+            Content::Memory(kept) => {
+                let octets = &kept.octets;
                 let at = usize::try_from(self.at).unwrap_or(usize::MAX);
                 into.extend_from_slice(octets.get(at..at.saturating_add(want)).unwrap_or_default());
             }
@@ -180,7 +236,8 @@ mod tests {
     use super::*;
 
     fn limits(directory: &std::path::Path) -> Limits {
-        Limits { max_size: 300_000, memory: 1_000, directory: directory.to_owned() }
+        let memory = Memory::new(1_500);
+        Limits { max_size: 300_000, in_memory: 1_000, memory, directory: directory.to_owned() }
     }
 
     async fn content(message: &Message) -> Vec<u8> {
@@ -224,5 +281,22 @@ mod tests {
         let mut body = Body::new(limits(&gone));
         body.append(vec![b'x'; 2_000]).await;
         assert_eq!(body.finish().unwrap_err(), Fault::Storage);
+    }
+
+    #[tokio::test]
+    async fn all_messages_share_one_allowance_of_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = limits(directory.path());
+        let mut bodies = [(); 2].map(|()| Body::new(limits.clone()));
+        for body in &mut bodies {
+            body.append(vec![b'x'; 900]).await;
+        }
+        assert_eq!(bodies.each_ref().map(Body::is_in_memory), [true, false]);
+        let [first, second] = bodies.map(|body| body.finish().unwrap());
+        assert_eq!(content(&first).await, content(&second).await);
+        drop(first);
+        let mut third = Body::new(limits);
+        third.append(vec![b'x'; 900]).await;
+        assert!(third.is_in_memory(), "what a message had is given back with it");
     }
 }

@@ -10,6 +10,7 @@ pub mod body;
 pub mod delivery;
 pub mod outcome;
 pub mod received;
+pub mod refusal;
 pub mod serve;
 pub mod session;
 pub mod transaction;

@@ -1,5 +1,6 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
+use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -7,20 +8,25 @@ use shared::address::Address;
 use shared::config::MxConfig;
 use shared::lifecycle::Lifecycle;
 use shared::listener::Accepted;
-use shared::ownership::Ownership;
-use shared::smtp::path::ReversePath;
-use shared::smtp::reply::Reply;
+use shared::ownership::{Epoch, Owner, Ownership};
+use shared::smtp::path::{ForwardPath, ReversePath};
+use shared::smtp::reply::{Class, Reply};
 use shared::wire::{Deadlines, Wire, WireError};
+use socket2::SockRef;
 use time::OffsetDateTime;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::body::{Body, Fault, Limits};
+use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::delivery::{Introduction, Pool};
 use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
-use crate::transaction::{Delivered, Transaction};
+use crate::transaction::{Answer, Delivered, Transaction};
+
+/// A message of so many octets may be read to its end in order to be refused, whatever the limit is.
+const ENDLESS: u64 = 1024 * 1024;
 
 /// What every session works with.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub struct Context {
     pub implicit_tls: bool,
     /// Connections to owners.
     pub pool: Arc<Pool>,
+    /// What messages may keep in memory together.
+    pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
     pub temporary: PathBuf,
 }
@@ -73,16 +81,24 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let client = accepted.client;
     let deadlines =
         Deadlines { read: cx.rules.command_timeout, write: cx.rules.command_timeout, until: None };
+    let early = !cx.implicit_tls && has_spoken(&accepted.socket);
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
-    match converse(&cx, &id, wire).await {
+    match converse(&cx, &id, wire, early).await {
         Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
     drop(accepted.seat);
 }
 
-async fn converse(cx: &Context, id: &str, mut wire: Wire) -> Result<(), WireError> {
+/// True when a client did not wait for the greeting. Asked of the socket itself, since the runtime may
+/// not have heard of it yet.
+fn has_spoken(socket: &TcpStream) -> bool {
+    let mut octet = [MaybeUninit::uninit()];
+    SockRef::from(socket).peek(&mut octet).is_ok_and(|count| count > 0)
+}
+
+async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result<(), WireError> {
     if let Some(tls) = &cx.tls {
         if cx.implicit_tls {
             wire.accept_tls(Arc::clone(tls)).await?;
@@ -95,8 +111,8 @@ async fn converse(cx: &Context, id: &str, mut wire: Wire) -> Result<(), WireErro
         max_size: cx.rules.max_message_size,
         starttls: cx.tls.is_some() && !cx.implicit_tls,
     };
-    let session = Session::new(terms, wire.is_secured());
-    session.greet(&mut wire.output);
+    let mut session = Session::new(terms, wire.is_secured());
+    session.greet(early, &mut wire.output);
     let mut conversation =
         Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
     let ended = conversation.run().await;
@@ -118,10 +134,7 @@ impl Conversation<'_> {
                 Event::Rcpt(path) => self.rcpt(path).await,
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
-                    if let Some(incoming) = &mut self.incoming {
-                        incoming.loops.look(&octets);
-                        incoming.body.append(octets).await;
-                    }
+                    self.keep(octets).await;
                     continue;
                 }
                 Event::EndOfData { flawed } => self.end_of_data(flawed).await,
@@ -137,16 +150,30 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// The next event. When the service stops, a client that is not inside a message is told so.
+    /// Keeps a piece of the message. One that goes on and on far beyond what is allowed is not read to its
+    /// end.
+    async fn keep(&mut self, octets: Vec<u8>) {
+        let Some(incoming) = &mut self.incoming else { return };
+        incoming.loops.look(&octets);
+        incoming.body.append(octets).await;
+        if incoming.body.octets() > self.cx.rules.max_message_size.saturating_mul(2).max(ENDLESS) {
+            let reply = Reply::new(552, (3, 4), "Message much too large");
+            self.session.bid_farewell(&reply, &mut self.wire.output);
+        }
+    }
+
+    /// The next event. When the service stops, a client that is not inside a message is told so; at the
+    /// end of the grace also one that is.
     async fn next(&mut self) -> Result<Option<Event>, WireError> {
         let in_data = self.session.is_in_data();
         self.wire.deadlines.read =
             if in_data { self.cx.rules.data_timeout } else { self.cx.rules.command_timeout };
-        let stop = self.cx.lifecycle.stop();
+        let lifecycle = &self.cx.lifecycle;
+        let stop = if in_data { lifecycle.end() } else { lifecycle.stop() };
         let driven = tokio::select! {
             biased;
             driven = self.wire.drive(&mut self.session) => driven,
-            () = stop.cancelled(), if !in_data => {
+            () = stop.cancelled() => {
                 let reply = Reply::new(421, (3, 2), "Service is restarting, please connect again");
                 self.session.bid_farewell(&reply, &mut self.wire.output);
                 return self.wire.flush().await.map(|()| None);
@@ -160,23 +187,24 @@ impl Conversation<'_> {
         driven
     }
 
-    async fn rcpt(&mut self, path: shared::smtp::path::ForwardPath) -> Reply {
+    async fn rcpt(&mut self, path: ForwardPath) -> Reply {
         let Some(mut transaction) = self.transaction.take() else {
             return Reply::new(503, (5, 1), "Say MAIL first");
         };
-        let reply = transaction.add(self.cx, self.introduction(), path).await;
-        if reply.code() >= 400 {
-            let (client, from) = (self.wire.peer(), &transaction.mail().from);
-            tracing::info!(session = self.id, %client, %from, %reply, "recipient refused");
+        let began = Instant::now();
+        let answer = transaction.add(self.cx, self.introduction(), path).await;
+        if answer.reply.class() != Class::Accepted {
+            self.record_refusal(&transaction.mail().from, &answer, began);
         }
         self.transaction = Some(transaction);
-        reply
+        answer.reply
     }
 
     fn begin_data(&mut self) -> Reply {
         let limits = Limits {
             max_size: self.cx.rules.max_message_size,
-            memory: self.cx.rules.memory_per_message,
+            in_memory: self.cx.rules.memory_per_message,
+            memory: Arc::clone(&self.cx.memory),
             directory: self.cx.temporary.clone(),
         };
         self.incoming = Some(Incoming { body: Body::new(limits), loops: Loops::default() });
@@ -205,7 +233,7 @@ impl Conversation<'_> {
 
     /// Delivers and writes a line for each recipient. Goes on when the client has gone meanwhile: the
     /// owners may have the message already.
-    async fn deliver(&mut self, transaction: Transaction, message: &crate::body::Message) -> Reply {
+    async fn deliver(&mut self, transaction: Transaction, message: &Message) -> Reply {
         let began = Instant::now();
         let id = uuid::Uuid::now_v7().simple().to_string();
         let header = self.trace(&transaction, &id);
@@ -214,6 +242,7 @@ impl Conversation<'_> {
         for one in &delivered {
             self.record(&id, &from, one, message.octets(), began);
         }
+        // Every verdict is recorded: the registrations end only now, with `delivered`.
         let verdicts: Vec<Verdict> = delivered.into_iter().map(|one| one.verdict).collect();
         outcome::reply(&verdicts, &id)
     }
@@ -236,23 +265,47 @@ impl Conversation<'_> {
         .header()
     }
 
-    fn record(&self, id: &str, from: &ReversePath, one: &Delivered, octets: u64, began: Instant) {
-        let (session, client, to) = (&self.id, self.wire.peer(), &one.to);
-        let (account, owner, epoch) = match &one.owner {
-            Some(owner) => (&*owner.account, owner.backend.name.as_str(), owner.epoch),
-            None => ("", "", 0),
-        };
+    /// A recipient that was refused when it was named.
+    fn record_refusal(&self, from: &ReversePath, answer: &Answer, began: Instant) {
+        let (session, client) = (&self.id, self.wire.peer());
+        let to = answer.to.as_ref().map(Address::to_string).unwrap_or_default();
+        let (account, owner, epoch) = place(answer.owner.as_ref());
+        let (code, reply) = (answer.reply.code(), &answer.reply);
         let ms = began.elapsed().as_millis();
+        match &answer.why {
+            Some(why) if reply.class() == Class::Temporary => tracing::warn!(
+                session, %client, %from, to, account, owner, epoch, code, ms, %reply, why,
+                "recipient refused"
+            ),
+            Some(why) => tracing::info!(
+                session, %client, %from, to, account, owner, epoch, code, ms, %reply, why,
+                "recipient refused"
+            ),
+            None => tracing::info!(
+                session, %client, %from, to, account, owner, epoch, code, ms, %reply,
+                "recipient refused"
+            ),
+        }
+    }
+
+    /// What became of a recipient of a message.
+    fn record(&self, id: &str, from: &ReversePath, one: &Delivered, size: u64, began: Instant) {
+        let (session, client, to) = (&self.id, self.wire.peer(), &one.to);
+        let (account, owner, epoch) = place(one.owner.as_ref());
+        let ms = began.elapsed().as_millis();
+        let why = one.why.as_deref().unwrap_or("no verdict");
         match &one.verdict {
             Verdict::Accepted => tracing::info!(
-                session, id, %client, %from, %to, account, owner, epoch, octets, ms, "delivered"
+                session, id, %client, %from, %to, account, owner, epoch, code = 250, ms, size,
+                "delivered"
             ),
             Verdict::Refused(reply) => tracing::info!(
-                session, id, %client, %from, %to, account, owner, epoch, octets, ms, %reply, "not delivered"
+                session, id, %client, %from, %to, account, owner, epoch, code = reply.code(), ms,
+                size, %reply, why, "not delivered"
             ),
             Verdict::Unfinished => tracing::warn!(
-                session, id, %client, %from, %to, account, owner, epoch, octets, ms,
-                why = one.why.as_deref().unwrap_or("no verdict"), "not delivered"
+                session, id, %client, %from, %to, account, owner, epoch, code = 451, ms, size, why,
+                "not delivered"
             ),
         }
     }
@@ -266,5 +319,13 @@ impl Conversation<'_> {
             helo: helo.map_or("", |helo| &helo.name),
             extended: helo.is_some_and(|helo| helo.extended),
         }
+    }
+}
+
+/// Account, owner and epoch as the log has them.
+fn place(owner: Option<&Owner>) -> (&str, &str, Epoch) {
+    match owner {
+        Some(owner) => (&owner.account, owner.backend.name.as_str(), owner.epoch),
+        None => ("", "", 0),
     }
 }

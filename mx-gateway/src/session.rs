@@ -12,6 +12,13 @@ use shared::smtp::reply::{Class, Reply};
 
 /// Wrong commands before a client is sent away.
 const MAX_BAD_COMMANDS: u32 = 20;
+/// Commands between two messages that lead to none, such as NOOP and RSET, before more of them count as
+/// wrong ones.
+const MAX_SMALL_TALK: u32 = 100;
+/// Recipients that were refused before a client is sent away: it is guessing.
+const MAX_REFUSED_RECIPIENTS: u32 = 100;
+/// The first octet of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Most octets of data that are handed on at once.
 const CHUNK: usize = 64 * 1024;
 
@@ -34,6 +41,8 @@ pub struct Session {
     helo: Option<Helo>,
     state: State,
     bad_commands: u32,
+    small_talk: u32,
+    refused_recipients: u32,
 }
 
 /// How a client introduced itself.
@@ -90,12 +99,25 @@ enum Asked {
 impl Session {
     /// A session with a client that has just connected.
     pub fn new(terms: Terms, secured: bool) -> Self {
-        Self { terms, secured, helo: None, state: State::Idle, bad_commands: 0 }
+        Self {
+            terms,
+            secured,
+            helo: None,
+            state: State::Idle,
+            bad_commands: 0,
+            small_talk: 0,
+            refused_recipients: 0,
+        }
     }
 
-    /// Queues the greeting.
-    pub fn greet(&self, out: &mut Output) {
-        say(out, &Reply::bare(220, format!("{} ESMTP", self.terms.hostname)));
+    /// Queues the greeting. A client that was `early`, which is to say spoke before it, does not wait for
+    /// answers, whatever it is told; so its session ends (RFC 5321 §4.3.1).
+    pub fn greet(&mut self, early: bool, out: &mut Output) {
+        if early {
+            self.bid_farewell(&Reply::new(554, (5, 0), "Wait for the greeting"), out);
+        } else {
+            say(out, &Reply::bare(220, format!("{} ESMTP", self.terms.hostname)));
+        }
     }
 
     /// How the client introduced itself last.
@@ -116,16 +138,26 @@ impl Session {
 
     /// Answers the event that was asked last.
     pub fn answer(&mut self, reply: &Reply, out: &mut Output) {
-        let accepted = matches!(reply.class(), Class::Accepted | Class::GoOn);
+        let accepted = match (&self.state, reply.class()) {
+            (State::Asked(Asked::Data { .. }), Class::GoOn) => true,
+            (State::Asked(Asked::Data { .. }), _) => false,
+            (_, class) => class == Class::Accepted,
+        };
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
             State::Asked(Asked::Mail) if accepted => State::Open { recipients: 0 },
             State::Asked(Asked::Rcpt { recipients }) => {
+                let refused = u32::from(reply.class() == Class::Permanent);
+                self.refused_recipients = self.refused_recipients.saturating_add(refused);
                 State::Open { recipients: recipients.saturating_add(usize::from(accepted)) }
             }
             State::Asked(Asked::Data { .. }) if accepted => State::Data(DataDecoder::default()),
             State::Asked(Asked::Data { recipients }) => State::Open { recipients },
             State::Asked(Asked::EndOfData { flawed: true }) => State::Closing,
-            State::Asked(Asked::Mail | Asked::EndOfData { flawed: false }) => State::Idle,
+            State::Asked(Asked::EndOfData { flawed: false }) => {
+                self.small_talk = 0;
+                State::Idle
+            }
+            State::Asked(Asked::Mail) => State::Idle,
             // Answered without being asked: nothing is said.
             other => {
                 self.state = other;
@@ -135,6 +167,8 @@ impl Session {
         say(out, reply);
         if reply.code() == 421 {
             self.state = State::Closing;
+        } else if self.refused_recipients >= MAX_REFUSED_RECIPIENTS {
+            self.bid_farewell(&Reply::new(421, (7, 0), "Too many unknown recipients"), out);
         }
     }
 
@@ -148,6 +182,13 @@ impl Session {
             Ok(command) => command,
             Err(refusal) => return self.bad(&refusal, line, out).map(|()| None),
         };
+        if is_small_talk(&command) {
+            self.small_talk = self.small_talk.saturating_add(1);
+            if self.small_talk > MAX_SMALL_TALK {
+                let refusal = Reply::new(450, (7, 0), "Too many commands without a message");
+                return self.bad(&refusal, line, out).map(|()| None);
+            }
+        }
         match command {
             Command::Ehlo(name) => {
                 self.introduce(Helo { name, extended: true }, out);
@@ -168,6 +209,11 @@ impl Session {
             Command::Noop => say(out, &Reply::new(250, (0, 0), "Ok")),
             Command::Vrfy => say(out, &Reply::new(252, (0, 0), "Send it and see")),
             Command::Help => say(out, &Reply::new(214, (0, 0), "RFC 5321")),
+            Command::Bdat => {
+                // What follows is a piece of a message, and a message must never be read as commands.
+                self.bid_farewell(&Reply::new(502, (5, 1), "CHUNKING is not offered"), out);
+                return Ok(Some(Step::Close));
+            }
             Command::Quit => {
                 say(out, &Reply::new(221, (0, 0), "Bye"));
                 self.state = State::Closing;
@@ -259,10 +305,9 @@ impl Session {
     fn bad(&mut self, refusal: &Reply, line: &[u8], out: &mut Output) -> Result<(), Violation> {
         // A browser that was made to talk to this port would go on with headers full of commands.
         let verb = line.split(|octet| *octet == b' ').next().unwrap_or_default();
-        for foreign in ["GET", "POST", "PUT", "CONNECT", "OPTIONS"] {
+        for foreign in ["GET", "POST", "PUT", "HEAD", "CONNECT", "OPTIONS", "PRI", "Host:"] {
             if verb.eq_ignore_ascii_case(foreign.as_bytes()) {
-                self.bid_farewell(&Reply::new(521, (5, 1), "This is SMTP"), out);
-                return Err(Violation::ForeignProtocol(foreign));
+                return self.foreign(foreign, out);
             }
         }
         say(out, refusal);
@@ -272,6 +317,11 @@ impl Session {
         }
         self.bid_farewell(&Reply::new(421, (7, 0), "Too many errors"), out);
         Err(Violation::TooManyBadCommands { count: self.bad_commands })
+    }
+
+    fn foreign<T>(&mut self, words: &'static str, out: &mut Output) -> Result<T, Violation> {
+        self.bid_farewell(&Reply::new(521, (5, 1), "This is SMTP"), out);
+        Err(Violation::ForeignProtocol(words))
     }
 
     fn take_data(&mut self, input: &mut Input) -> Step<Event> {
@@ -311,7 +361,12 @@ impl Dialogue for Session {
                     return Ok(self.end_of_data(flawed));
                 }
                 State::Data(_) => return Ok(self.take_data(input)),
-                State::Idle | State::Open { .. } | State::Asked(_) => {}
+                // Whoever drives this answers first.
+                State::Asked(_) => return Ok(Step::NeedInput),
+                State::Idle | State::Open { .. } => {}
+            }
+            if self.helo.is_none() && input.unread().first() == Some(&TLS_HANDSHAKE) {
+                return self.foreign("TLS", output);
             }
             let line = match input.line(MAX_LINE) {
                 Ok(Some(line)) => line,
@@ -334,8 +389,28 @@ impl Dialogue for Session {
     }
 
     fn secured(&mut self, _: &mut Output) {
-        let bad_commands = self.bad_commands;
-        *self = Self { bad_commands, ..Self::new(self.terms.clone(), true) };
+        // Patience is not forgotten, or STARTTLS would renew it.
+        let Self { bad_commands, small_talk, refused_recipients, .. } = *self;
+        let forgetful = Self::new(self.terms.clone(), true);
+        *self = Self { bad_commands, small_talk, refused_recipients, ..forgetful };
+    }
+}
+
+/// Commands that may be repeated for ever without a message.
+fn is_small_talk(command: &Command) -> bool {
+    match command {
+        Command::Ehlo(_)
+        | Command::Helo(_)
+        | Command::Rset
+        | Command::Noop
+        | Command::Vrfy
+        | Command::Help => true,
+        Command::Mail(_)
+        | Command::Rcpt(_)
+        | Command::Data
+        | Command::Quit
+        | Command::StartTls
+        | Command::Bdat => false,
     }
 }
 

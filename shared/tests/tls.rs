@@ -73,6 +73,7 @@ async fn greeted(
     stream.read_to_end(&mut Vec::new()).await.unwrap();
     let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     let kind = stream.get_ref().1.handshake_kind().unwrap();
+    drop(stream);
     serving.await.unwrap().unwrap();
     Ok((kind, shown))
 }

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::imap::{Backend, Client};
 use crate::proxy::{Service, free_port};
 use crate::tls::{HOST, Tls};
-use crate::{measure, table};
+use crate::{measure, peers, table};
 
 const RUNS: usize = 5;
 const LOGINS: usize = 2_000;
@@ -40,6 +40,14 @@ pub async fn run() -> anyhow::Result<()> {
         let direct = round_trips(backend.port, &tls, backend_tls).await?;
         let peer = Peer { name: "login-proxy".into(), port, pid: service.pid() };
         measure_peer(&peer, &tls, direct).await?;
+        match peers::DovecotProxy::start(&tls, backend.port, backend_tls).await {
+            Ok(proxy) => {
+                let peer =
+                    Peer { name: "Dovecot's proxy".into(), port: proxy.port, pid: proxy.pid()? };
+                measure_peer(&peer, &tls, direct).await?;
+            }
+            Err(error) => println!("Dovecot's proxy: not measured: {error:#}"),
+        }
     }
     Ok(())
 }

@@ -1,16 +1,20 @@
 //! Cut-through messages: every second recipient lives at new. Senders and sinks run in this process, the
 //! gateway in its own, so its numbers are its own.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::proxy::{Service, free_port};
 use crate::smtp::{Sender, Sink, message};
-use crate::{measure, table};
+use crate::{measure, peers, table};
 
 const RUNS: usize = 5;
 const AT_ONCE: usize = 16;
+/// Longest wait for the last message of a run.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn run() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
@@ -29,34 +33,59 @@ pub async fn run() -> anyhow::Result<()> {
         new = new.port,
     );
     let service = Service::start("mx-gateway", &config, directory.path(), port).await?;
-    for (octets, messages) in [(4 * 1024, 8_000), (64 * 1024, 4_000)] {
-        println!("\n# cut-through, {} KiB messages, {AT_ONCE} senders, two owners", octets / 1024);
-        measure_peer("mx-gateway", service.port, service.pid(), octets, messages).await?;
+    let recipients = (0..100).map(|number| {
+        (format!("user{number}@example.org"), if number % 2 == 0 { new.port } else { old.port })
+    });
+    let postfix = peers::postfix(recipients.collect()).await;
+    for octets in [4 * 1024, 64 * 1024] {
+        println!("\n# messages of {} KiB, {AT_ONCE} senders, two owners", octets / 1024);
+        let gateway =
+            Peer { name: "mx-gateway", port: service.port, pid: service.pid(), messages: 8_000 };
+        measure_peer(&gateway, octets, [&old, &new]).await?;
+        match &postfix {
+            Ok(postfix) => {
+                let pid = u32::try_from(postfix.pid().unwrap_or_default())?;
+                let port = postfix.smtp().port();
+                let peer = Peer { name: "Postfix", port, pid, messages: 1_000 };
+                measure_peer(&peer, octets, [&old, &new]).await?;
+            }
+            Err(error) => println!("Postfix: not measured: {error:#}"),
+        }
     }
     Ok(())
 }
 
-/// Sends `messages` of `octets` through whoever listens on `port`.
-pub async fn measure_peer(
-    name: &str,
+/// Who is measured, and with how many messages.
+struct Peer {
+    name: &'static str,
     port: u16,
     pid: u32,
-    octets: usize,
     messages: usize,
-) -> anyhow::Result<()> {
+}
+
+/// From the first message to the last one's arrival at its owner.
+async fn measure_peer(peer: &Peer, octets: usize, sinks: [&Sink; 2]) -> anyhow::Result<()> {
+    let arrived = || sinks.iter().map(|sink| sink.messages()).sum::<usize>();
     let (mut cpu, mut rate) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
-        let before = measure::cpu_of_tree(pid)?;
-        let began = Instant::now();
-        send_many(port, octets, messages).await?;
-        rate.push(messages as f64 / began.elapsed().as_secs_f64());
-        let used = measure::cpu_of_tree(pid)?.saturating_sub(before);
-        cpu.push(used.as_secs_f64() * 1e6 / messages as f64);
+        let before = measure::cpu_of_tree(peer.pid)?;
+        let (began, first) = (Instant::now(), arrived());
+        send_many(peer.port, octets, peer.messages).await?;
+        let sent = peer.messages / AT_ONCE * AT_ONCE;
+        while arrived() - first < sent {
+            ensure!(began.elapsed() < PATIENCE, "{} keeps messages", peer.name);
+            sleep(Duration::from_millis(1)).await;
+        }
+        rate.push(sent as f64 / began.elapsed().as_secs_f64());
+        let used = measure::cpu_of_tree(peer.pid)?.saturating_sub(before);
+        cpu.push(used.as_secs_f64() * 1e6 / sent as f64);
     }
     println!(
-        "{name}: {:.0} µs CPU per message, {:.0} messages/s (medians of {RUNS} runs of {messages})",
+        "{}: {:.0} µs CPU per message, {:.0} messages/s (medians of {RUNS} runs of {})",
+        peer.name,
         measure::median(cpu),
-        measure::median(rate)
+        measure::median(rate),
+        peer.messages
     );
     Ok(())
 }

@@ -9,6 +9,7 @@ mod login;
 mod mail;
 mod map;
 mod measure;
+mod peers;
 mod proxy;
 mod smtp;
 mod table;

@@ -1,29 +1,42 @@
 //! The smallest SMTP server that mail can be delivered to, and a client that sends through a gateway.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::bail;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A server that takes every message and forgets it.
 pub struct Sink {
     pub port: u16,
+    /// Messages so far.
+    messages: Arc<AtomicUsize>,
 }
 
 impl Sink {
     pub async fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
+        let messages = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&messages);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let _ = socket.set_nodelay(true);
-                tokio::spawn(async move { take(socket).await });
+                let counter = Arc::clone(&counter);
+                tokio::spawn(async move { take(socket, &counter).await });
             }
         });
-        Ok(Self { port })
+        Ok(Self { port, messages })
+    }
+
+    /// Messages so far.
+    pub fn messages(&self) -> usize {
+        self.messages.load(Ordering::Relaxed)
     }
 }
 
-async fn take(socket: TcpStream) -> anyhow::Result<()> {
+async fn take(socket: TcpStream, messages: &AtomicUsize) -> anyhow::Result<()> {
     let mut stream = BufReader::with_capacity(16 * 1024, socket);
     stream.write_all(b"220 sink ESMTP\r\n").await?;
     let mut line = Vec::new();
@@ -38,6 +51,7 @@ async fn take(socket: TcpStream) -> anyhow::Result<()> {
             b"DATA" => {
                 stream.write_all(b"354 go on\r\n").await?;
                 swallow(&mut stream).await?;
+                messages.fetch_add(1, Ordering::Relaxed);
                 b"250 2.0.0 ok\r\n"
             }
             b"QUIT" => return Ok(stream.write_all(b"221 2.0.0 bye\r\n").await?),
@@ -47,21 +61,17 @@ async fn take(socket: TcpStream) -> anyhow::Result<()> {
     }
 }
 
-/// Reads up to CR LF . CR LF.
+/// Reads up to the final dot; a client may have pipelined more behind it.
 async fn swallow(stream: &mut BufReader<TcpStream>) -> anyhow::Result<()> {
-    let mut tail = Vec::with_capacity(32 * 1024);
-    let mut buffer = vec![0; 32 * 1024];
+    let mut line = Vec::with_capacity(1024);
     loop {
-        let count = stream.read(&mut buffer).await?;
-        if count == 0 {
+        line.clear();
+        if stream.read_until(b'\n', &mut line).await? == 0 {
             bail!("closed inside data");
         }
-        tail.extend_from_slice(&buffer[..count]);
-        if tail.ends_with(b"\r\n.\r\n") {
+        if line == b".\r\n" {
             return Ok(());
         }
-        let keep = tail.len().saturating_sub(4);
-        tail.drain(..keep);
     }
 }
 

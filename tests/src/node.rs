@@ -74,7 +74,9 @@ impl Node {
         // Both at once: each waits for the table.
         let (gateway, proxy) = (node.launch("mx-gateway")?, node.launch("login-proxy")?);
         node.smtp = first(&serving(&gateway).await?)?;
-        let [imap, imaps] = *serving(&proxy).await? else { anyhow::bail!("two listeners were asked for") };
+        let [imap, imaps] = *serving(&proxy).await? else {
+            anyhow::bail!("two listeners were asked for")
+        };
         (node.imap, node.imaps) = (imap, imaps);
         (node.gateway, node.proxy) = (Some(gateway), Some(proxy));
         Ok(node)
@@ -90,6 +92,16 @@ impl Node {
     /// Its configuration file.
     pub fn configuration(&self) -> PathBuf {
         self.place.join("mailshift.toml")
+    }
+
+    /// The directory with that, the logs and the state.
+    pub fn directory(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// The authority of its certificates.
+    pub fn ca_file(&self) -> PathBuf {
+        self.ca_file.clone()
     }
 
     /// Where the gateway speaks SMTP.
@@ -214,8 +226,7 @@ port = {imap}
 }
 
 fn configuration(options: &Options, identities: &[Identity; 2], place: &Place) -> String {
-    let [smtp, imap, imaps] =
-        options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
+    let [smtp, imap, imaps] = options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
     let certificates: Vec<String> = identities
         .iter()
         .map(|Identity { cert_file, key_file }| {

@@ -29,12 +29,14 @@ const TAKEN: &str = "Address already in use";
 const INSTALL: &str = "no Postfix was found: run `tests/deps.sh test`, or install postfix";
 
 /// Where mail for known recipients goes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Delivery {
     /// To Maildirs of Postfix's own.
     Maildirs,
     /// By LMTP to another server.
     Lmtp(SocketAddr),
+    /// By SMTP, each recipient to a server of its own: split delivery by transport_maps.
+    Split(Vec<(String, SocketAddr)>),
 }
 
 /// What a server is to be like.
@@ -102,9 +104,12 @@ impl Postfix {
         // Makes the queue's directories and looks at everything's owner.
         run(sudo, &["postfix", "-c", &etc, "check"])?;
         let command = [&*format!("{daemons}/master"), "-c", &etc, "-s"];
+        // The log goes on from an earlier start, whose lines do not count.
+        let before = self.log().len();
         let child = Child::start(sudo, &command, self.place.path(), CONSOLE)?;
         let started = until("Postfix to start", || {
             let log = self.log();
+            let log = log.get(before..).unwrap_or_default();
             (log.contains("daemon started") || log.contains("fatal:") || !child.is_running())
                 .then_some(())
         });
@@ -126,6 +131,11 @@ impl Postfix {
     /// It does not end well.
     pub fn stop(&mut self) -> Result<()> {
         self.child.take().map_or(Ok(()), Child::stop)
+    }
+
+    /// Its master process.
+    pub fn pid(&self) -> Option<i32> {
+        self.child.as_ref().map(Child::pid)
     }
 
     /// Where it speaks SMTP.
@@ -176,6 +186,7 @@ impl Postfix {
         let transport = match delivery {
             Delivery::Maildirs => "virtual".to_owned(),
             Delivery::Lmtp(address) => format!("lmtp:inet:{address}"),
+            Delivery::Split(_) => "error:no transport".to_owned(),
         };
         let User { uid, gid } = User::named("nobody")?;
         let main = format!(
@@ -210,6 +221,7 @@ virtual_minimum_uid = 1
 virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 virtual_transport = {transport}
+transport_maps = texthash:{place}/etc/transports
 ",
             commands = postconf("command_directory")?
         );
@@ -220,6 +232,13 @@ virtual_transport = {transport}
         }
         self.place.write("etc/main.cf", &main, 0o644, None)?;
         self.place.write("etc/recipients", &known, 0o644, None)?;
+        let mut transports = String::new();
+        if let Delivery::Split(recipients) = delivery {
+            for (recipient, server) in recipients {
+                writeln!(transports, "{recipient} smtp:[{}]:{}", server.ip(), server.port())?;
+            }
+        }
+        self.place.write("etc/transports", &transports, 0o644, None)?;
         let master = MASTER.replace("SMTP", &self.smtp.to_string());
         self.place.write("etc/master.cf", &master, 0o644, None)?;
         self.give_to_root()

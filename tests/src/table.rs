@@ -1,8 +1,8 @@
 //! An ownership table for a test, in either database, and the shells in which operators change it.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 
@@ -124,7 +124,8 @@ impl Table {
     ///
     /// What the shell complains about.
     pub fn flip(&self, account: &str, owner: &str) -> Result<()> {
-        self.sql(&format!("UPDATE accounts SET owner = '{owner}' WHERE account = '{account}';")).map(drop)
+        self.sql(&format!("UPDATE accounts SET owner = '{owner}' WHERE account = '{account}';"))
+            .map(drop)
     }
 
     /// Waits until every live node has applied the newest change of an account: its older sessions and

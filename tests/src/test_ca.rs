@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::client::Resumption;
@@ -39,6 +42,8 @@ impl TestCa {
         let place = Place::new()?;
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name = named("Mailshift test authority");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         place.write("ca.pem", &issuer.pem(), 0o644, None)?;
         Ok(Self { issuer, place })
@@ -96,6 +101,12 @@ impl Identity {
         let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
 }
 
 /// A client's configuration that trusts one authority's file.

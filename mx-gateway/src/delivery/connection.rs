@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use shared::address::{Address, Domain};
-use shared::backend::{BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol};
+use shared::backend::{BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol};
 use shared::smtp::command::Mail;
 use shared::smtp::data::DataEncoder;
 use shared::smtp::ehlo::Extensions;
@@ -14,6 +14,7 @@ use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
 use tokio::time::Instant;
 
 use crate::body::Message;
+use crate::serve::Context;
 
 /// Longest line of a reply in octets with its line end; RFC 5321 §4.5.3.1.5 says 512.
 const MAX_REPLY_LINE: usize = 2048;
@@ -21,6 +22,12 @@ const MAX_REPLY_LINE: usize = 2048;
 const MAX_REPLY_LINES: usize = 100;
 /// Longest XCLIENT line in octets: Postfix takes no more.
 const MAX_XCLIENT: usize = 512;
+/// Octets of a message that are written at once.
+const SENT_AT_ONCE: usize = 32 * 1024;
+/// Messages over one connection. Servers have limits of their own (Exim 1000, Stalwart 10 by default).
+const MOST_MESSAGES: u32 = 100;
+/// Refused recipients over one connection: Postfix slows down after 10, and hangs up after 20.
+const MOST_REFUSALS: u32 = 8;
 
 /// A connection to an owner, past its greeting.
 #[derive(Debug)]
@@ -32,6 +39,8 @@ pub struct Connection {
     /// The owner was told of one client, and would take all else for that client's, too.
     bound: bool,
     transactions: u32,
+    /// Recipients it has refused.
+    refusals: u32,
 }
 
 /// Who we are and for whom we speak.
@@ -70,6 +79,12 @@ pub enum DeliveryError {
     /// The message cannot be read back.
     #[error("cannot read the message back: {0}")]
     Body(std::io::Error),
+    /// The configuration has no mail endpoint for the owner.
+    #[error("it has no mail endpoint")]
+    NoEndpoint,
+    /// It could not be reached a moment ago, in the same transaction.
+    #[error("it could not be reached")]
+    Unreachable,
     /// No verdict within the time allowed for the whole delivery.
     #[error("no verdict within the time allowed")]
     TimedOut,
@@ -100,6 +115,7 @@ impl Connection {
             reply_timeout: *reply_timeout,
             bound: matches!(identity, Identity::Proxy | Identity::Xclient),
             transactions: 0,
+            refusals: 0,
         };
         connection.expect(Class::Accepted).await?;
         connection.hello(introduction.hostname).await?;
@@ -112,11 +128,8 @@ impl Connection {
             connection.wire.connect_tls(config.clone(), name.clone()).await?;
             connection.hello(introduction.hostname).await?;
         }
-        if *identity == Identity::Xclient && !connection.offered.xclient.is_empty() {
-            let line = xclient(&connection.offered, introduction);
-            connection.wire.say(line).await?;
-            connection.expect(Class::Accepted).await?;
-            connection.hello(introduction.hostname).await?;
+        if *identity == Identity::Xclient {
+            connection.name_client(introduction).await?;
         }
         connection.wire.deadlines.until = None;
         Ok(connection)
@@ -134,6 +147,7 @@ impl Connection {
         to: &Address,
     ) -> Result<(Reply, Option<Reply>), DeliveryError> {
         self.transactions = self.transactions.saturating_add(1);
+        self.wire.deadlines.read = self.reply_timeout;
         let mut command = format!("MAIL FROM:{}", mail.from);
         if let (Some(size), true) = (mail.size, self.offered.takes_size) {
             command = format!("{command} SIZE={size}");
@@ -147,7 +161,7 @@ impl Connection {
         if self.offered.pipelining {
             self.wire.say(rcpt(to)).await?;
             let from = self.reply().await?;
-            let to = self.reply().await?;
+            let to = self.answer_to_rcpt().await?;
             return Ok((from.clone(), (from.class() == Class::Accepted).then_some(to)));
         }
         self.wire.flush().await?;
@@ -165,7 +179,13 @@ impl Connection {
     /// A [`DeliveryError`]; the connection is over.
     pub async fn add(&mut self, to: &Address) -> Result<Reply, DeliveryError> {
         self.wire.say(rcpt(to)).await?;
-        self.reply().await
+        self.answer_to_rcpt().await
+    }
+
+    async fn answer_to_rcpt(&mut self) -> Result<Reply, DeliveryError> {
+        let reply = self.reply().await?;
+        self.refusals = self.refusals.saturating_add(u32::from(reply.class() != Class::Accepted));
+        Ok(reply)
     }
 
     /// True when a message of that size is more than the owner takes.
@@ -173,24 +193,28 @@ impl Connection {
         self.offered.is_too_large(octets)
     }
 
-    /// Sends the message for `recipients` accepted ones and returns a reply for each: LMTP's own, or
-    /// SMTP's one for all. `patience` is the longest wait for a verdict behind the final dot.
+    /// DATA: 354 when the owner is ready for the message.
     ///
     /// # Errors
     ///
-    /// A [`DeliveryError`]; the connection is over, and whether the message was taken is unknown.
-    pub async fn send(
+    /// A [`DeliveryError`]; the connection is over, and nothing of the message was sent.
+    pub async fn data(&mut self) -> Result<Reply, DeliveryError> {
+        self.wire.say("DATA\r\n").await?;
+        self.reply().await
+    }
+
+    /// Sends the message and its end. `patience` is the longest wait for a [`Self::verdict`] from here on.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over. The owner has not seen the end of the message unless
+    /// the very last octets failed.
+    pub async fn content(
         &mut self,
         header: &str,
         message: &Message,
-        recipients: usize,
         patience: Duration,
-    ) -> Result<Vec<Reply>, DeliveryError> {
-        self.wire.say("DATA\r\n").await?;
-        let go_on = self.reply().await?;
-        if go_on.class() != Class::GoOn {
-            return Ok(vec![go_on; recipients]);
-        }
+    ) -> Result<(), DeliveryError> {
         let mut encoder = DataEncoder::default();
         let mut reader = message.reader();
         let (mut content, mut encoded) = (header.as_bytes().to_vec(), Vec::new());
@@ -201,7 +225,7 @@ impl Connection {
             if !more {
                 break;
             }
-            if encoded.len() >= 32 * 1024 {
+            if encoded.len() >= SENT_AT_ONCE {
                 self.wire.say(&encoded).await?;
                 encoded.clear();
             }
@@ -209,28 +233,35 @@ impl Connection {
         encoder.finish(&mut encoded);
         self.wire.say(&encoded).await?;
         self.wire.deadlines.read = patience;
-        let replies = match self.protocol {
-            MailProtocol::Smtp => vec![self.reply().await?; recipients],
-            MailProtocol::Lmtp => {
-                let mut replies = Vec::with_capacity(recipients);
-                for _ in 0..recipients {
-                    replies.push(self.reply().await?);
-                }
-                replies
-            }
-        };
-        self.wire.deadlines.read = self.reply_timeout;
-        Ok(replies)
+        Ok(())
     }
 
-    /// Ends the transaction without a message, so that the connection can be kept.
+    /// The verdict on the message: SMTP's one for all recipients, or LMTP's for the next of those that
+    /// were accepted.
     ///
     /// # Errors
     ///
-    /// A [`DeliveryError`]; the connection is over.
-    pub async fn reset(&mut self) -> Result<(), DeliveryError> {
-        self.wire.say("RSET\r\n").await?;
-        self.expect(Class::Accepted).await
+    /// A [`DeliveryError`]; the connection is over, and whether the message was taken is unknown.
+    pub async fn verdict(&mut self) -> Result<Reply, DeliveryError> {
+        self.reply().await
+    }
+
+    /// True where one verdict stands for all recipients (SMTP); false where each has its own (RFC 2033).
+    pub fn has_one_verdict(&self) -> bool {
+        match self.protocol {
+            MailProtocol::Smtp => true,
+            MailProtocol::Lmtp => false,
+        }
+    }
+
+    /// Ends the transaction without a message, and keeps the connection if it can be used again.
+    pub async fn reset_and_keep(mut self, cx: &Context, owner: &BackendName) {
+        if !self.may_be_kept() {
+            return self.quit().await;
+        }
+        if self.wire.say("RSET\r\n").await.is_ok() && self.expect(Class::Accepted).await.is_ok() {
+            cx.pool.keep(owner, self);
+        }
     }
 
     /// Says goodbye without waiting long for an answer.
@@ -241,8 +272,27 @@ impl Connection {
     }
 
     /// True when another client's mail may go over it, too, and the owner has said nothing meanwhile.
-    pub fn is_reusable(&mut self, most: u32) -> bool {
-        !self.bound && self.transactions < most && self.wire.readable().now_or_never().is_none()
+    pub fn is_reusable(&mut self) -> bool {
+        self.may_be_kept() && self.wire.readable().now_or_never().is_none()
+    }
+
+    /// Servers end or slow down connections with many messages or errors; so it is not come to that.
+    fn may_be_kept(&self) -> bool {
+        !self.bound && self.transactions < MOST_MESSAGES && self.refusals < MOST_REFUSALS
+    }
+
+    /// XCLIENT, with what is offered of it. An owner that does not offer it to us takes the mail all the
+    /// same, but judges it by our address: that is for an operator to mend.
+    async fn name_client(&mut self, introduction: Introduction<'_>) -> Result<(), DeliveryError> {
+        if !self.offered.takes_xclient("ADDR") {
+            let peer = self.wire.peer();
+            tracing::warn!(%peer, "the owner offers no XCLIENT, so it takes us for the client");
+            return Ok(());
+        }
+        let line = xclient(&self.offered, introduction);
+        self.wire.say(line).await?;
+        self.expect(Class::Accepted).await?;
+        self.hello(introduction.hostname).await
     }
 
     /// EHLO or LHLO, and what is offered in answer.

@@ -14,8 +14,6 @@ use super::Connection;
 
 /// How long a connection is kept without use. Servers wait longer (RFC 5321 §4.5.3.2.7: 5 minutes).
 const IDLE: Duration = Duration::from_secs(20);
-/// Messages over one connection. Servers have limits of their own (Exim 1000, Stalwart 10 by default).
-const MOST_MESSAGES: u32 = 100;
 /// Connections kept to one owner.
 const MOST_KEPT: usize = 50;
 
@@ -31,7 +29,7 @@ impl Pool {
     pub fn take(&self, owner: &BackendName) -> Option<Connection> {
         loop {
             let (mut connection, since) = self.lock().get_mut(owner)?.pop()?;
-            if since.elapsed() < IDLE && connection.is_reusable(MOST_MESSAGES) {
+            if since.elapsed() < IDLE && connection.is_reusable() {
                 return Some(connection);
             }
         }
@@ -39,7 +37,7 @@ impl Pool {
 
     /// Keeps a connection on which no transaction is open.
     pub fn keep(&self, owner: &BackendName, mut connection: Connection) {
-        if !connection.is_reusable(MOST_MESSAGES) {
+        if !connection.is_reusable() {
             return;
         }
         let mut kept = self.lock();

@@ -10,30 +10,36 @@ fn terms() -> Terms {
 /// Says `turns` one after the other (a turn ends where a client must wait, as for 354) and returns all
 /// replies. RCPT is accepted for ann and refused for others.
 fn converse(turns: &[&str]) -> String {
-    let outcome = |turn_cut: usize, cut: usize| {
-        let mut session = Session::new(terms(), false);
-        let (mut input, mut out) = (Input::default(), Output::default());
-        session.greet(&mut out);
-        for (turn, octets) in turns.iter().enumerate() {
-            let cut = if turn == turn_cut { cut } else { 0 };
-            let (first, rest) = octets.as_bytes().split_at(cut);
-            for part in [first, rest] {
-                input.push(part);
-                if let Some(end) = drive(&mut session, &mut input, &mut out) {
-                    out.push(end);
-                    return String::from_utf8_lossy(out.queued()).into_owned();
-                }
-            }
-        }
-        String::from_utf8_lossy(out.queued()).into_owned()
-    };
-    let whole = outcome(0, 0);
+    let whole = outcome(turns, 0, 0);
     for (turn, octets) in turns.iter().enumerate() {
         for cut in 1..octets.len() {
-            assert_eq!(outcome(turn, cut), whole, "turn {turn} cut at {cut}");
+            assert_eq!(outcome(turns, turn, cut), whole, "turn {turn} cut at {cut}");
         }
     }
     whole
+}
+
+/// The same without cuts, for long conversations.
+fn converse_whole(turns: &[&str]) -> String {
+    outcome(turns, 0, 0)
+}
+
+fn outcome(turns: &[&str], turn_cut: usize, cut: usize) -> String {
+    let mut session = Session::new(terms(), false);
+    let (mut input, mut out) = (Input::default(), Output::default());
+    session.greet(false, &mut out);
+    for (turn, octets) in turns.iter().enumerate() {
+        let cut = if turn == turn_cut { cut } else { 0 };
+        let (first, rest) = octets.as_bytes().split_at(cut);
+        for part in [first, rest] {
+            input.push(part);
+            if let Some(end) = drive(&mut session, &mut input, &mut out) {
+                out.push(end);
+                return String::from_utf8_lossy(out.queued()).into_owned();
+            }
+        }
+    }
+    String::from_utf8_lossy(out.queued()).into_owned()
 }
 
 /// Drives to the next need of input; the end of the session in words otherwise.
@@ -210,4 +216,71 @@ fn small_talk() {
              214 2.0.0 RFC 5321\r\n502 5.5.1 Not implemented here\r\n502 5.5.1 Not implemented here\r\n"
         )
     );
+}
+
+#[test]
+fn a_client_that_speaks_before_the_greeting_is_sent_away() {
+    let (mut session, mut out) = (Session::new(terms(), false), Output::default());
+    session.greet(true, &mut out);
+    let mut early = Input::from_octets(b"EHLO c\r\n");
+    assert_eq!(drive(&mut session, &mut early, &mut out).as_deref(), Some("(closed)"));
+    assert_eq!(out.queued(), b"554 5.5.0 Wait for the greeting\r\n");
+}
+
+#[test]
+fn a_chunk_is_never_read_as_commands() {
+    let said = converse(&["EHLO c\r\nBDAT 30\r\nMAIL FROM:<evil@example.net>\r\n"]);
+    assert!(said.ends_with("502 5.5.1 CHUNKING is not offered\r\n(closed)"), "{said}");
+}
+
+#[test]
+fn a_tls_handshake_without_starttls_is_cut_off() {
+    let said = converse(&["\u{16}\u{3}\u{1}\u{2}"]);
+    assert!(said.ends_with("521 5.5.1 This is SMTP\r\n(another protocol's words: TLS)"), "{said}");
+}
+
+#[test]
+fn small_talk_ends_and_a_message_begins_it_anew() {
+    let said = converse_whole(&[&"NOOP\r\n".repeat(200)]);
+    assert_eq!(said.matches("250 2.0.0 Ok").count(), 100);
+    assert!(said.ends_with("421 4.7.0 Too many errors\r\n(20 bad commands)"), "{said}");
+    let envelope =
+        format!("{}MAIL FROM:<>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\n", "EHLO c\r\n".repeat(60));
+    let said = converse_whole(&[&envelope, ".\r\n", &envelope, ".\r\n"]);
+    assert_eq!(said.matches("250 2.0.0 delivered").count(), 2);
+}
+
+#[test]
+fn a_client_that_guesses_recipients_is_sent_away() {
+    let guesses = "RCPT TO:<x@example.org>\r\n".repeat(150);
+    let said = converse_whole(&[&format!("EHLO c\r\nMAIL FROM:<>\r\n{guesses}")]);
+    assert_eq!(said.matches("550 5.1.1 unknown").count(), 100);
+    assert!(said.ends_with("421 4.7.0 Too many unknown recipients\r\n(closed)"), "{said}");
+}
+
+#[test]
+fn an_answer_of_another_kind_is_no_acceptance() {
+    let (mut session, mut out) = (Session::new(terms(), false), Output::default());
+    let mut input =
+        Input::from_octets(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA\r\n");
+    for reply in ["", "250 2.1.0", "354"] {
+        let event = session.step(&mut input, &mut out).unwrap();
+        if let Some(code) = reply.get(..3) {
+            assert!(matches!(event, Step::Event(Event::Mail(_) | Event::Rcpt(_))));
+            session.answer(&Reply::bare(code.parse().unwrap(), "x"), &mut out);
+        }
+    }
+    assert_eq!(session.step(&mut input, &mut out), Ok(Step::NeedInput));
+    assert!(out.queued().ends_with(b"554 5.5.1 No valid recipients\r\n"));
+}
+
+#[test]
+fn nothing_is_read_while_an_answer_is_due() {
+    let (mut session, mut out) = (Session::new(terms(), false), Output::default());
+    let mut input = Input::from_octets(b"EHLO c\r\nMAIL FROM:<>\r\nQUIT\r\n");
+    assert_eq!(session.step(&mut input, &mut out), Ok(Step::Event(Event::Reset)));
+    assert!(matches!(session.step(&mut input, &mut out), Ok(Step::Event(Event::Mail(_)))));
+    let before = out.len();
+    assert_eq!(session.step(&mut input, &mut out), Ok(Step::NeedInput));
+    assert_eq!((out.len(), input.unread()), (before, &b"QUIT\r\n"[..]));
 }

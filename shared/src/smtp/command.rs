@@ -40,6 +40,8 @@ pub enum Command {
     Help,
     /// STARTTLS.
     StartTls,
+    /// BDAT: not offered, and what follows it on the wire is no command.
+    Bdat,
 }
 
 /// A MAIL command.
@@ -59,8 +61,8 @@ pub struct Mail {
 ///
 /// The reply that the line deserves.
 pub fn parse(line: &[u8]) -> Result<Command, Reply> {
-    if line.iter().any(|octet| matches!(octet, b'\0' | b'\r')) {
-        return Err(syntax("NUL or CR in a command"));
+    if line.iter().any(|octet| octet.is_ascii_control() && *octet != b'\t') {
+        return Err(Reply::new(500, (5, 2), "Control character in a command"));
     }
     let line = std::str::from_utf8(line).map_err(|_| syntax("Not ASCII"))?;
     let (verb, argument) = match line.split_once(' ') {
@@ -84,8 +86,9 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
         "RSET" => Ok(Command::Rset),
         "QUIT" => Ok(Command::Quit),
         "STARTTLS" => Ok(Command::StartTls),
-        "EXPN" | "ETRN" | "TURN" | "ATRN" | "AUTH" | "BDAT" | "BURL" | "SEND" | "SOML" | "SAML"
-        | "LHLO" | "XCLIENT" | "XFORWARD" => Err(Reply::new(502, (5, 1), "Not implemented here")),
+        "BDAT" => Ok(Command::Bdat),
+        "EXPN" | "ETRN" | "TURN" | "ATRN" | "AUTH" | "BURL" | "SEND" | "SOML" | "SAML" | "LHLO"
+        | "XCLIENT" | "XFORWARD" => Err(Reply::new(502, (5, 1), "Not implemented here")),
         _ => Err(Reply::new(500, (5, 2), "Unknown command")),
     }
 }
@@ -202,6 +205,8 @@ fn unknown_parameter() -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(line: &str) -> String {
@@ -262,7 +267,7 @@ mod tests {
             ("ehlo mail.example.org", "Ehlo(\"mail.example.org\")"),
             ("HELO [192.0.2.1] junk", "Helo(\"[192.0.2.1]\")"),
             ("EHLO", "501 5.5.4 "),
-            ("EHLO a\u{7}b", "501 5.5.4 "),
+            ("EHLO a\u{7}b", "500 5.5.2 "),
             ("Data", "Data"),
             ("DATA foo", "501 5.5.4 "),
             ("RSET ", "Rset"),
@@ -271,13 +276,44 @@ mod tests {
             ("VRFY ann", "Vrfy"),
             ("EXPN list", "502 5.5.1 "),
             ("AUTH PLAIN x", "502 5.5.1 "),
-            ("BDAT 5", "502 5.5.1 "),
+            ("BDAT 5", "Bdat"),
             ("GET / HTTP/1.1", "500 5.5.2 "),
             ("", "500 5.5.2 "),
         ] {
             assert_eq!(read(line), expected, "{line}");
         }
-        assert!(parse(b"DA\rTA").is_err());
-        assert!(parse(b"RCPT TO:<ann@example.org>\0").is_err());
+        for line in [&b"DA\rTA"[..], b"RCPT TO:<ann@example.org>\0", b"EHLO a\x1b[2J", b"QUIT\r"] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics_or_leads_to_a_command_that_could_carry_another(
+            verb in prop::sample::select(vec!["", "MAIL FROM:<", "RCPT TO:<", "EHLO ", "MAIL FROM:<> "]),
+            octets in prop::collection::vec(any::<u8>(), 0..60),
+            tail in prop::sample::select(vec!["", ">", "@b.example>", "> SIZE=1"]),
+        ) {
+            let line = [verb.as_bytes(), &octets, tail.as_bytes()].concat();
+            let said = match parse(&line) {
+                Ok(Command::Mail(mail)) => mail.from.to_string(),
+                Ok(Command::Rcpt(ForwardPath::Mailbox(address))) => format!("<{address}>"),
+                Ok(Command::Ehlo(name) | Command::Helo(name)) => name.into(),
+                Ok(_) | Err(_) => String::new(),
+            };
+            prop_assert!(said.bytes().all(|b| matches!(b, b' '..=b'~')), "{:?}", said);
+            if said.starts_with('<') {
+                prop_assert_eq!(path::split(&said).map(|(_, rest)| rest), Ok(""));
+            }
+        }
+
+        #[test]
+        fn a_path_that_is_said_again_is_the_same_path(text in "[ -~]{0,40}") {
+            if let Ok(path) = ReversePath::parse(&text) {
+                let said = path.to_string();
+                let inner = path::split(&said).map(|(inner, _)| inner).unwrap();
+                prop_assert_eq!(ReversePath::parse(inner), Ok(path));
+            }
+        }
     }
 }

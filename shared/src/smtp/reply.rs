@@ -146,6 +146,8 @@ impl<'a> ReplyLine<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -178,6 +180,20 @@ mod tests {
         assert_eq!(parse("250"), Some(ReplyLine { code: 250, more: false, text: "" }));
         for bad in ["25", "2x0 ok", "250ok", "199 x", "600 x", "", "ok", "２50 x"] {
             assert_eq!(parse(bad), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_of_a_server_panics_or_gets_past_its_own_line(
+            octets in prop::collection::vec(any::<u8>(), 0..60)
+        ) {
+            let line = [b"550 ", octets.as_slice()].concat();
+            if let Some(line) = ReplyLine::parse(&line) {
+                let reply = Reply::of_lines(line.code, line.text).to_string();
+                prop_assert!(!reply.contains(['\r', '\n', '\0']), "{:?}", reply);
+            }
+            let _ = ReplyLine::parse(&octets);
         }
     }
 }

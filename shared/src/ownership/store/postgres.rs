@@ -1,5 +1,6 @@
 //! The ownership table in Postgres.
 
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,6 @@ use futures_util::TryStreamExt;
 use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::rows::{
@@ -39,11 +39,10 @@ pub struct PostgresStore {
     listening: Arc<AtomicBool>,
 }
 
-/// Waits for notifications on a connection of its own.
-#[derive(Debug)]
+/// Waits for notifications on a connection of its own, while it is asked ([`Listener::told`]).
 pub struct Listener {
     heard: Arc<Notify>,
-    task: JoinHandle<()>,
+    listening: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl PostgresStore {
@@ -220,25 +219,28 @@ impl PostgresStore {
 
     pub(super) fn listener(&self) -> Listener {
         let heard = Arc::new(Notify::new());
-        let task = tokio::spawn(listen(
+        let listening = listen(
             self.listen.clone(),
             self.pool.clone(),
             Arc::clone(&heard),
             Arc::clone(&self.listening),
-        ));
-        Listener { heard, task }
+        );
+        Listener { heard, listening: Box::pin(listening) }
     }
 }
 
 impl Listener {
     pub(super) async fn told(&mut self) {
-        self.heard.notified().await;
+        tokio::select! {
+            () = self.heard.notified() => {}
+            () = &mut self.listening => {}
+        }
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.task.abort();
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").finish_non_exhaustive()
     }
 }
 
