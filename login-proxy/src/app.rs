@@ -7,14 +7,12 @@ use std::sync::Arc;
 use shared::backend::Backend;
 use shared::config::{Config, ListenerConfig, ListenerTls};
 use shared::credentials::Credentials;
-use shared::dialogue::Output;
-use shared::listener::{Listener, Refused};
+use shared::listener::Listener;
 use shared::service::{self, Service, ServiceError};
 use tokio::time::Instant;
 
 use crate::backend::{self, AttachError, Attached, Client};
-use crate::front::imap::ImapFront;
-use crate::front::{Front, Terms};
+use crate::front::imap::{ImapFront, farewell_words};
 use crate::login::{Context, Protocol, serve};
 use crate::refusal::Farewell;
 
@@ -31,6 +29,8 @@ pub type Attach =
 pub static IMAP: Protocol = Protocol {
     name: "imap",
     front: |terms| Box::new(ImapFront::new(terms)),
+    capabilities: |rules| &rules.imap_capabilities,
+    full: |_| farewell_words(Farewell::TooManyConnections).into(),
     attach: |backend, credentials, client, until| {
         Box::pin(async move {
             let Some(endpoint) = &backend.imap else {
@@ -59,7 +59,7 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
         let lifecycle = service.lifecycle.clone();
         Ok(move || {
             for (cx, listener) in bound {
-                let addresses = listener.addresses();
+                let (addresses, full) = (listener.addresses(), cx.protocol.full);
                 tracing::info!(protocol = cx.protocol.name, ?addresses, "listening");
                 listener.serve(&lifecycle, full, move |accepted| serve(Arc::clone(&cx), accepted));
             }
@@ -83,13 +83,4 @@ pub fn context(
         implicit_tls: listener.tls == ListenerTls::Implicit,
         protocol,
     })
-}
-
-/// What a connection over the limits is told. On a TLS port nothing can be said before the handshake, and
-/// a handshake is what must be saved; so it gets the words in the clear, as from other servers.
-fn full(_: Refused) -> Vec<u8> {
-    let mut out = Output::default();
-    let terms = Terms { secured: true, starttls: false, plaintext: false };
-    ImapFront::new(terms).bid_farewell(Farewell::TooManyConnections, &mut out);
-    out.take()
 }

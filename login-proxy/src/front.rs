@@ -4,6 +4,7 @@
 
 pub mod imap;
 
+use shared::address::Domain;
 use shared::credentials::Credentials;
 use shared::dialogue::{Dialogue, Output};
 
@@ -28,9 +29,13 @@ pub trait Front: Dialogue<Event = Credentials> + Send + Sync {
     fn client_id(&self) -> &[(Vec<u8>, Vec<u8>)];
 }
 
-/// What a listener allows before login.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a connection is offered before login.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
+    /// The name in the greeting.
+    pub hostname: Domain,
+    /// What every backend has, in the protocol's form; what depends on the connection is added by the front.
+    pub capabilities: Box<str>,
     /// The connection is secured already (implicit TLS).
     pub secured: bool,
     /// STARTTLS is to be had.

@@ -12,10 +12,10 @@ use std::time::Duration;
 use shared::config::LoginConfig;
 use shared::credentials::Credentials;
 use shared::lifecycle::Lifecycle;
-use shared::listener::{Accepted, Seat};
+use shared::listener::{Accepted, Refused, Seat};
 use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
 use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::backend::{AttachError, Attached, Client};
@@ -23,7 +23,9 @@ use crate::front::{Front, Terms};
 use crate::refusal::{Farewell, Refusal};
 
 /// Longest wait for a client to take what we write before it has logged in.
-const WRITE: Duration = Duration::from_secs(60);
+const WRITE: Duration = Duration::from_mins(1);
+/// Longest wait for a client to take our last words.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often one attempt is routed anew because the account was moved meanwhile.
 const MAX_ROUTINGS: u32 = 8;
 
@@ -51,8 +53,13 @@ pub struct Protocol {
     pub name: &'static str,
     /// Makes a front for a new connection.
     pub front: fn(Terms) -> Box<dyn Front>,
+    /// What is advertised before login.
+    pub capabilities: fn(&LoginConfig) -> &str,
     /// Logs in to an owner.
     pub attach: crate::app::Attach,
+    /// What a connection over the limits is told. On a TLS port nothing can be said before the handshake,
+    /// and a handshake is what must be saved; so it gets the words in the clear, as from other servers.
+    pub full: fn(Refused) -> Vec<u8>,
 }
 
 /// How a connection ended that was not joined.
@@ -82,59 +89,73 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
         write: WRITE,
         until: Instant::now().checked_add(cx.rules.login_timeout),
     };
-    let wire = match Wire::new(accepted.socket, deadlines) {
-        Ok(wire) => wire.on_behalf_of(accepted.client, accepted.local),
-        Err(_) => return,
+    let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
+    let mut wire = wire.on_behalf_of(accepted.client, accepted.local);
+    let ended = tokio::select! {
+        conversed = converse(&cx, &session, &mut wire) => match conversed {
+            Ok(granted) => return join_sessions(&cx, &session, wire, accepted.seat, granted),
+            Err(ended) => ended,
+        },
+        () = cx.lifecycle.end().cancelled() => Unjoined::Farewell(Farewell::ShuttingDown),
     };
-    match converse(&cx, &session, wire, accepted.seat).await {
-        Ok(()) => {}
-        Err(ended @ (Unjoined::ByClient | Unjoined::Farewell(Farewell::ShuttingDown))) => {
+    match &ended {
+        Unjoined::ByClient | Unjoined::Farewell(Farewell::ShuttingDown) => {
             tracing::debug!(session, protocol, %client, %ended, "no login");
         }
-        Err(ended) => tracing::info!(session, protocol, %client, %ended, "no login"),
-    }
-}
-
-async fn converse(
-    cx: &Arc<Context>,
-    session: &str,
-    mut wire: Wire,
-    seat: Seat,
-) -> Result<(), Unjoined> {
-    if let Some(tls) = &cx.tls {
-        if cx.implicit_tls {
-            wire.accept_tls(Arc::clone(tls)).await?;
-        } else {
-            wire.offer_tls(Arc::clone(tls));
+        Unjoined::Farewell(_) | Unjoined::Wire(_) => {
+            tracing::info!(session, protocol, %client, %ended, "no login");
         }
     }
+    wire.deadlines = Deadlines { read: LAST_WORDS, write: LAST_WORDS, until: None };
+    wire.close().await;
+}
+
+/// From the first octet to a granted login; the front's yes is queued then. On an error its last words are.
+async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<Granted, Unjoined> {
+    secure(cx, wire).await?;
     let mut front = (cx.protocol.front)(Terms {
+        hostname: cx.rules.hostname.clone(),
+        capabilities: (cx.protocol.capabilities)(&cx.rules).into(),
         secured: wire.is_secured(),
         starttls: cx.tls.is_some() && !cx.implicit_tls,
         plaintext: cx.rules.allow_plaintext || wire.peer().ip().is_loopback(),
     });
     front.greet(&mut wire.output);
-    let mut failures = 0;
+    let mut refused = 0;
     loop {
-        let credentials = next_credentials(cx, &mut *front, &mut wire).await?;
-        match attempt(cx, session, &*front, &mut wire, &credentials).await? {
+        let credentials = next_credentials(cx, &mut *front, wire).await?;
+        let began = Instant::now();
+        let refusal = match attempt(cx, session, &*front, wire, &credentials).await? {
             Ok(granted) => {
-                drop(credentials);
                 front.welcome(&granted.attached.welcome, &mut wire.output);
-                join_sessions(cx, session, wire, seat, granted);
-                return Ok(());
+                return Ok(granted);
             }
-            Err(Refusal::BadCredentials) => {
-                failures += 1;
-                // The same for a wrong password and for a name that does not exist.
-                sleep(cx.rules.failure_delay).await;
-                front.refuse(Refusal::BadCredentials, &mut wire.output);
-                if failures >= cx.rules.max_failures {
-                    return farewell(&mut *front, wire, Farewell::TooManyFailures).await;
-                }
-            }
-            Err(refusal) => front.refuse(refusal, &mut wire.output),
+            Err(refusal) => refusal,
+        };
+        drop(credentials);
+        if refusal == Refusal::BadCredentials {
+            // Counted from the credentials, so that the time a backend took does not tell a wrong
+            // password from a name that nobody has.
+            sleep_until(began.checked_add(cx.rules.failure_delay).unwrap_or(began)).await;
         }
+        front.refuse(refusal, &mut wire.output);
+        refused += 1;
+        if refused >= cx.rules.max_failures {
+            return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
+        }
+    }
+}
+
+/// TLS from the first octet, or its offer. A stop does not wait for a client that shakes hands slowly.
+async fn secure(cx: &Context, wire: &mut Wire) -> Result<(), Unjoined> {
+    let Some(tls) = &cx.tls else { return Ok(()) };
+    if !cx.implicit_tls {
+        wire.offer_tls(Arc::clone(tls));
+        return Ok(());
+    }
+    tokio::select! {
+        accepted = wire.accept_tls(Arc::clone(tls)) => Ok(accepted?),
+        () = cx.lifecycle.stop().cancelled() => Err(Unjoined::Farewell(Farewell::ShuttingDown)),
     }
 }
 
@@ -147,33 +168,20 @@ async fn next_credentials(
     let driven = tokio::select! {
         driven = wire.drive(front) => driven,
         () = cx.lifecycle.stop().cancelled() => {
-            front.bid_farewell(Farewell::ShuttingDown, &mut wire.output);
-            let _ = wire.flush().await;
-            return Err(Unjoined::Farewell(Farewell::ShuttingDown));
+            return Err(farewell(front, wire, Farewell::ShuttingDown));
         }
     };
     match driven {
         Ok(Some(credentials)) => Ok(credentials),
         Ok(None) => Err(Unjoined::ByClient),
-        Err(WireError::Deadline) => {
-            front.bid_farewell(Farewell::TooSlow, &mut wire.output);
-            wire.deadlines.until = None;
-            wire.deadlines.write = Duration::from_secs(5);
-            let _ = wire.flush().await;
-            Err(Unjoined::Farewell(Farewell::TooSlow))
-        }
+        Err(WireError::Deadline) => Err(farewell(front, wire, Farewell::TooSlow)),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn farewell(
-    front: &mut dyn Front,
-    mut wire: Wire,
-    farewell: Farewell,
-) -> Result<(), Unjoined> {
+fn farewell(front: &mut dyn Front, wire: &mut Wire, farewell: Farewell) -> Unjoined {
     front.bid_farewell(farewell, &mut wire.output);
-    wire.close().await;
-    Err(Unjoined::Farewell(farewell))
+    Unjoined::Farewell(farewell)
 }
 
 /// One attempt to log in, and its line in the log. The outer error is that the client has gone.
@@ -187,8 +195,11 @@ async fn attempt(
     let began = Instant::now();
     let (protocol, address, local) = (cx.protocol.name, wire.peer(), wire.local());
     let client = Client { address, local, session, id: front.client_id() };
+    // An attempt ends with the time for the whole login, if not before.
+    let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
+    let until = wire.deadlines.until.map_or(until, |login| login.min(until));
     let routed = tokio::select! {
-        routed = route(cx, credentials, client) => routed,
+        routed = route(cx, credentials, client, until) => routed,
         () = gone(wire) => return Err(Unjoined::ByClient),
     };
     let ms = began.elapsed().as_millis();
@@ -260,10 +271,9 @@ async fn route(
     cx: &Context,
     credentials: &Credentials,
     client: Client<'_>,
+    until: Instant,
 ) -> Result<Granted, Denied> {
     let name = Name::of_login(credentials.mailbox()).map_err(Denied::Name)?;
-    let now = Instant::now();
-    let until = now.checked_add(cx.rules.attach_timeout).unwrap_or(now);
     for _ in 0..MAX_ROUTINGS {
         // Registered before the owner is read: a flip from here on finds this attempt (P4).
         let (owner, registration) =
@@ -297,7 +307,7 @@ async fn gone(wire: &mut Wire) {
             Err(_) => break,
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Joins the two connections in a task of their own; all that the login needed has been freed by then.

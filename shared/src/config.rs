@@ -116,6 +116,8 @@ pub struct LoginConfig {
     pub hostname: Domain,
     /// IMAP listeners.
     pub imap: Vec<ListenerConfig>,
+    /// What IMAP advertises before login, separated by spaces; TLS and passwords are told by the front.
+    pub imap_capabilities: Box<str>,
     /// Longest time from connect to a successful login.
     pub login_timeout: Duration,
     /// Failed logins after which a connection is closed.
@@ -331,6 +333,29 @@ format = "jsn"
         let found = problems(&GOOD.replace("self_signed = true", ""));
         assert!(found[0].contains("mx.smtp: needs a certificate"), "{found:?}");
         assert!(found[1].contains("login.imaps: needs a certificate"), "{found:?}");
+    }
+
+    #[test]
+    fn capabilities_before_login_are_words_and_nothing_that_depends_on_the_connection() {
+        let said = |words: &str| {
+            GOOD.replace("[login]\n", &format!("[login]\nimap_capabilities = {words:?}\n"))
+        };
+        let config = |words| Config::parse(Path::new("mailshift.toml"), &said(words));
+        let default = Config::parse(Path::new("mailshift.toml"), GOOD).unwrap();
+        let words = "IMAP4rev1 SASL-IR LITERAL- ID ENABLE";
+        assert_eq!(&*default.login.imap_capabilities, words);
+        assert_eq!(&*config("IMAP4rev1 ID").unwrap().login.imap_capabilities, "IMAP4rev1 ID");
+        for wrong in [
+            "",
+            "ID",
+            "IMAP4rev1  ID",
+            "IMAP4rev1 AUTH=LOGIN",
+            "IMAP4rev1 starttls",
+            "IMAP4rev1\r\n* BYE",
+        ] {
+            let found = problems(&said(wrong));
+            assert!(found[0].contains("login.imap_capabilities"), "{wrong:?}: {found:?}");
+        }
     }
 
     #[test]

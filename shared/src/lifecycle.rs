@@ -5,7 +5,10 @@
 //! ```
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
+
+use futures_util::FutureExt;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,8 +33,12 @@ impl Lifecycle {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        drop(self.tracker.spawn(task));
-        let _ = name;
+        drop(self.tracker.spawn(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                // The panic itself was written by the panic hook.
+                tracing::error!(task = name, "a task panicked; the others go on");
+            }
+        }));
     }
 
     /// Cancelled when no new work may begin: listeners close, servers say 421 or BYE at the next turn.
@@ -84,5 +91,29 @@ impl Lifecycle {
         self.end.cancel();
         let _ = tokio::time::timeout(CUT_GRACE, self.tracker.wait()).await;
         self.tracker.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_task_ends_that_task_only() {
+        let lifecycle = Lifecycle::default();
+        lifecycle.spawn("panics", async { panic!("on purpose") });
+        let (done, finished) = tokio::sync::oneshot::channel();
+        lifecycle.spawn("goes on", async move { done.send(()).unwrap() });
+        finished.await.unwrap();
+        assert_eq!(lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+    }
+
+    #[tokio::test]
+    async fn shutdown_waits_for_work_in_hand_and_then_cuts_it() {
+        let lifecycle = Lifecycle::default();
+        let end = lifecycle.end().clone();
+        lifecycle.spawn("stubborn", async move { end.cancelled().await });
+        assert_eq!(lifecycle.shut_down(Duration::from_millis(10)).await, 0);
+        assert!(lifecycle.stop().is_cancelled() && lifecycle.end().is_cancelled());
     }
 }

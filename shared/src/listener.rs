@@ -9,7 +9,7 @@ mod seats;
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -27,14 +27,14 @@ use crate::proxy_protocol::{self, Prefix};
 
 /// Longest wait for a PROXY header (the same as Postfix and Dovecot give it, about).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where the header is optional, the peers may speak a protocol in which the server speaks first; so
-/// silence for this long means that there is none.
+/// Where the header is optional, a client of a server that speaks first waits to be greeted; so silence
+/// of a trusted peer for this long means that there is no header. Clients elsewhere do not wait at all.
 const OPTIONAL_HEADER_WAIT: Duration = Duration::from_millis(200);
 /// Longest PROXY header taken; version 2 with all its extensions stays far below.
 const MAX_HEADER: usize = 2048;
 /// First and longest wait after a failed accept, such as one for want of descriptors.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
-/// A failing accept is said this often.
+/// A failing accept, or a connection over the limits, is said this often.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Bound sockets with one set of rules.
@@ -49,7 +49,13 @@ struct Rules {
     proxy: ProxyMode,
     trusted: Vec<IpNet>,
     seats: Arc<Seats>,
+    complaints: Complaints,
 }
+
+/// When something that may happen thousands of times a second was last said, and how often it was
+/// left unsaid since.
+#[derive(Debug, Default)]
+struct Complaints(Mutex<(Option<Instant>, u64)>);
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -105,6 +111,7 @@ impl Listener {
             proxy: config.proxy,
             trusted: config.proxy_trusted.clone(),
             seats: Seats::new(config.max_connections, config.max_per_address),
+            complaints: Complaints::default(),
         };
         Ok(Self { sockets, rules: Arc::new(rules) })
     }
@@ -129,6 +136,20 @@ impl Listener {
     }
 }
 
+impl Complaints {
+    /// How often it was left unsaid, if it is to be said now.
+    fn due(&self) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, unsaid) = &mut *state;
+        if last.is_some_and(|at| at.elapsed() < COMPLAIN_EVERY) {
+            *unsaid = unsaid.saturating_add(1);
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(std::mem::take(unsaid))
+    }
+}
+
 async fn accept<S, F>(
     socket: TcpListener,
     rules: Arc<Rules>,
@@ -140,7 +161,7 @@ async fn accept<S, F>(
     F: Future<Output = ()> + Send + 'static,
 {
     let mut back_off = BACK_OFF.0;
-    let mut complained: Option<Instant> = None;
+    let complaints = Complaints::default();
     loop {
         let accepted = tokio::select! {
             () = lifecycle.stop().cancelled() => return,
@@ -157,11 +178,12 @@ async fn accept<S, F>(
                 });
             }
             Err(error) => {
-                if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-                    complained = Some(Instant::now());
-                    tracing::error!(%error, "cannot accept connections; trying again");
+                if let Some(unsaid) = complaints.due() {
+                    tracing::error!(%error, unsaid, "cannot accept connections; trying again");
                 }
-                sleep(back_off).await;
+                if lifecycle.stop().run_until_cancelled(sleep(back_off)).await.is_none() {
+                    return;
+                }
                 back_off = back_off.saturating_mul(2).min(BACK_OFF.1);
             }
         }
@@ -187,7 +209,9 @@ async fn admit(
     match rules.seats.take(client.ip()) {
         Ok(seat) => Some(Accepted { socket, client, local, seat }),
         Err(refused) => {
-            tracing::warn!(%client, error = %refused, "connection refused");
+            if let Some(unsaid) = rules.complaints.due() {
+                tracing::warn!(%client, error = %refused, unsaid, "connection refused");
+            }
             let words = refusal(refused);
             let _ = timeout(HEADER_TIMEOUT, socket.write_all(&words)).await;
             None
@@ -237,6 +261,9 @@ async fn read_header(socket: &mut TcpStream) -> Result<Option<Addresses>, Header
     let mut before = 0;
     loop {
         let count = socket.peek(&mut seen).await?;
+        if count == 0 {
+            return Err(HeaderFault::Missing);
+        }
         let octets = seen.get(..count).unwrap_or_default();
         match proxy_protocol::parse(octets)? {
             Prefix::Absent => return Ok(None),

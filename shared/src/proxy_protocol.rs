@@ -72,6 +72,10 @@ pub fn parse(octets: &[u8]) -> Result<Prefix, HeaderError> {
         Err(proxy_header::Error::BufferTooShort) if octets.len() >= limit => {
             Err(HeaderError::TooLong(limit))
         }
+        // A line of version 1 has ended before all its fields came.
+        Err(proxy_header::Error::BufferTooShort) if limit == MAX_V1 && octets.contains(&b'\n') => {
+            Err(HeaderError::Malformed)
+        }
         Err(proxy_header::Error::BufferTooShort) => Ok(Prefix::Incomplete),
         Err(_) => Err(HeaderError::Malformed),
     }
@@ -177,6 +181,8 @@ mod tests {
         for octets in [
             &b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 99999\r\n"[..],
             b"PROXY TCP4 2001:db8::7 198.51.100.1 56324 143\r\n",
+            b"PROXY TCP4 nonsense\r\n",
+            b"PROXY\x20\n",
             b"PROXY UDP4 192.0.2.7 198.51.100.1 56324 143\r\n",
             b"\r\n\r\n\x00\r\nQUIT\n\x31\x11\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x01\x04\xd2\x16.",
             b"\r\n\r\n\x00\r\nQUIT\n\x21\x12\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x01\x04\xd2\x16.",

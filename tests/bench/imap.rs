@@ -1,7 +1,6 @@
 //! The smallest IMAP server that a proxy can log in to, and a client that logs in through one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -13,8 +12,6 @@ use crate::tls::Tls;
 /// A backend: accepts every login and answers every command with OK, until it is dropped.
 pub struct Backend {
     pub port: u16,
-    /// Logins so far.
-    pub logins: Arc<AtomicUsize>,
 }
 
 impl Backend {
@@ -22,28 +19,26 @@ impl Backend {
     pub async fn start(name: &'static str, tls: Option<Arc<Tls>>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
-        let logins = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&logins);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (tls, counter) = (tls.clone(), Arc::clone(&counter));
+                let tls = tls.clone();
                 let _ = socket.set_nodelay(true);
                 tokio::spawn(async move {
                     match tls {
                         Some(tls) => match tls.acceptor.accept(socket).await {
-                            Ok(stream) => speak(stream, name, &counter).await,
+                            Ok(stream) => speak(stream, name).await,
                             Err(error) => Err(error.into()),
                         },
-                        None => speak(socket, name, &counter).await,
+                        None => speak(socket, name).await,
                     }
                 });
             }
         });
-        Ok(Self { port, logins })
+        Ok(Self { port })
     }
 }
 
-async fn speak<S>(stream: S, name: &str, logins: &AtomicUsize) -> anyhow::Result<()>
+async fn speak<S>(stream: S, name: &str) -> anyhow::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -67,12 +62,10 @@ where
                 stream.flush().await?;
                 line.clear();
                 stream.read_line(&mut line).await?;
-                logins.fetch_add(1, Ordering::Relaxed);
-                format!("{tag} OK [{CAPABILITIES}] at {name}\r\n")
+                format!("{tag} OK [{CAPABILITIES} AT={name}] at {name}\r\n")
             }
             "AUTHENTICATE" | "LOGIN" => {
-                logins.fetch_add(1, Ordering::Relaxed);
-                format!("{tag} OK [{CAPABILITIES}] at {name}\r\n")
+                format!("{tag} OK [{CAPABILITIES} AT={name}] at {name}\r\n")
             }
             _ => format!("{tag} OK done at {name}\r\n"),
         };

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::imap::{Backend, Client};
 use crate::proxy::{Service, free_port};
 use crate::tls::{HOST, Tls};
-use crate::{measure, table};
+use crate::{measure, peers, table};
 
 const RUNS: usize = 5;
 const LOGINS: usize = 2_000;
@@ -35,11 +35,19 @@ pub async fn run() -> anyhow::Result<()> {
         let state = directory.path().join(leg);
         let table = table::sqlite(&state, 100).await?;
         let port = free_port()?;
-        let config = config(&state, &table, &tls, port, backend.port, backend_tls);
+        let config = config(&state, &table, &tls, port, &[("old", backend.port)], backend_tls);
         let service = Service::start("login-proxy", &config, &state, port).await?;
         let direct = round_trips(backend.port, &tls, backend_tls).await?;
         let peer = Peer { name: "login-proxy".into(), port, pid: service.pid() };
         measure_peer(&peer, &tls, direct).await?;
+        match peers::DovecotProxy::start(&tls, backend.port, backend_tls).await {
+            Ok(proxy) => {
+                let peer =
+                    Peer { name: "Dovecot's proxy".into(), port: proxy.port, pid: proxy.pid()? };
+                measure_peer(&peer, &tls, direct).await?;
+            }
+            Err(error) => println!("Dovecot's proxy: not measured: {error:#}"),
+        }
     }
     Ok(())
 }
@@ -65,13 +73,22 @@ pub async fn measure_peer(peer: &Peer, tls: &Arc<Tls>, direct: f64) -> anyhow::R
     let before = measure::resident_of_tree(peer.pid);
     let sessions = idle(peer.port, tls, SESSIONS).await?;
     sleep(Duration::from_millis(500)).await;
-    let per_session = measure::resident_of_tree(peer.pid).saturating_sub(before) as f64 / SESSIONS as f64;
-    println!("{}: {:.1} KiB RSS per idle session, {SESSIONS} sessions", peer.name, per_session / 1024.0);
+    let per_session =
+        measure::resident_of_tree(peer.pid).saturating_sub(before) as f64 / SESSIONS as f64;
+    println!(
+        "{}: {:.1} KiB RSS per idle session, {SESSIONS} sessions",
+        peer.name,
+        per_session / 1024.0
+    );
     drop(sessions);
     sleep(Duration::from_millis(500)).await;
     let mut client = Client::log_in(peer.port, tls, "user0@example.org").await?;
     let through = trip_times(&mut client).await?;
-    println!("{}: {:.0} µs added to a round trip (p50 {through:.0} against {direct:.0} µs direct)", peer.name, through - direct);
+    println!(
+        "{}: {:.0} µs added to a round trip (p50 {through:.0} against {direct:.0} µs direct)",
+        peer.name,
+        through - direct
+    );
     Ok(())
 }
 
@@ -134,12 +151,13 @@ async fn trip_times(client: &mut Client) -> anyhow::Result<f64> {
     Ok(measure::median(micros))
 }
 
-fn config(
+/// A login proxy's configuration, for backends of those names and ports.
+pub fn config(
     state: &std::path::Path,
     table: &str,
     tls: &Tls,
     port: u16,
-    backend: u16,
+    backends: &[(&str, u16)],
     backend_tls: bool,
 ) -> String {
     let leg = if backend_tls {
@@ -147,10 +165,15 @@ fn config(
     } else {
         "tls = \"plain\"".to_owned()
     };
+    let backends: String = backends
+        .iter()
+        .map(|(name, port)| {
+            format!("[backends.{name}.imap]\nhost = \"127.0.0.1\"\nport = {port}\n{leg}\n")
+        })
+        .collect();
     format!(
-        "[node]\nname = \"bench\"\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
-         [tls]\ncertificates = [{{ cert_file = {cert:?}, key_file = {key:?} }}]\n\
-         [backends.old.imap]\nhost = \"127.0.0.1\"\nport = {backend}\n{leg}\n\
+        "[node]\nname = {state:?}\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
+         [tls]\ncertificates = [{{ cert_file = {cert:?}, key_file = {key:?} }}]\n{backends}\
          [login]\nhostname = \"{HOST}\"\n[login.imaps]\nlisten = [\"127.0.0.1:{port}\"]\n\
          max_per_address = 20000\n[log]\nlevel = \"warn\"\n",
         cert = tls.cert_file,

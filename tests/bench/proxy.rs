@@ -16,7 +16,12 @@ pub struct Service {
 
 impl Service {
     /// Starts `binary` (beside this program) with `config`, in which `port` listens, and waits for it.
-    pub async fn start(binary: &str, config: &str, directory: &Path, port: u16) -> anyhow::Result<Self> {
+    pub async fn start(
+        binary: &str,
+        config: &str,
+        directory: &Path,
+        port: u16,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let file = directory.join(format!("{binary}-{port}.toml"));
         std::fs::write(&file, config)?;

@@ -45,3 +45,29 @@ pub async fn sqlite(directory: &Path, accounts: usize) -> anyhow::Result<String>
     pool.close().await;
     Ok(url)
 }
+
+/// Moves every second account of an SQLite table to new.
+pub async fn move_half(url: &str) -> anyhow::Result<()> {
+    let pool = SqlitePool::connect(url).await?;
+    sqlx::query("UPDATE accounts SET owner = 'new' WHERE account GLOB 'user*[02468]@*'")
+        .execute(&pool)
+        .await?;
+    pool.close().await;
+    Ok(())
+}
+
+/// Fills a new Postgres database with the schema and `accounts` accounts at old.
+pub async fn fill(url: &str, accounts: usize) -> anyhow::Result<()> {
+    drop(Store::open(&config(url), node("setup")).await?);
+    let pool = sqlx::PgPool::connect(url).await?;
+    sqlx::query("INSERT INTO domains (domain) VALUES ('example.org')").execute(&pool).await?;
+    sqlx::query(
+        "INSERT INTO accounts (account, owner) \
+         SELECT 'user' || i || '@example.org', 'old' FROM generate_series(0, $1 - 1) i",
+    )
+    .bind(i64::try_from(accounts)?)
+    .execute(&pool)
+    .await?;
+    pool.close().await;
+    Ok(())
+}

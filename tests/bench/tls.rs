@@ -28,8 +28,8 @@ impl Tls {
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
-        let certificate =
-            CertificateParams::new(vec![HOST.to_owned(), "localhost".to_owned()])?.signed_by(&key, &authority)?;
+        let certificate = CertificateParams::new(vec![HOST.to_owned(), "localhost".to_owned()])?
+            .signed_by(&key, &authority)?;
         let file = |name: &str, pem: String| -> anyhow::Result<PathBuf> {
             let path = directory.join(name);
             std::fs::write(&path, pem)?;

@@ -1,4 +1,23 @@
-//! Private servers, clients and dialogues for the end-to-end tests.
+//! Private servers, clients and dialogues for the end-to-end tests, the tour and the benchmarks.
+//!
+//! Everything listens on loopback, keeps its state in a short directory of its own under `/tmp` and ends
+//! with the process that started it, however that ends.
 
 pub mod chat;
+pub mod children;
+pub mod conversation;
+pub mod dovecot;
+pub mod imap;
+pub mod imap_backend;
+pub mod lab;
+pub mod login_node;
+pub mod node;
+pub mod patience;
+pub mod place;
+pub mod ports;
+pub mod postfix;
 pub mod postgres;
+pub mod smtp;
+pub mod table;
+pub mod test_ca;
+pub mod user;

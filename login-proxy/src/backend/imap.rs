@@ -4,6 +4,7 @@ mod response;
 
 use shared::backend::{BackendTls, Endpoint, Identity};
 use shared::credentials::Credentials;
+use shared::dialogue::Input;
 use shared::sasl::encode_plain;
 use shared::wire::{Deadlines, Proxied, Wire};
 use tokio::time::Instant;
@@ -56,7 +57,7 @@ pub async fn log_in(
     let welcome = authenticate(&mut wire, credentials, &capabilities, forwards).await?;
     let welcome = match welcome {
         Some(capabilities) => capabilities,
-        None => ask_capabilities(&mut wire).await?,
+        None => ask_again(&mut wire).await?,
     };
     Ok(Attached { wire, welcome: Welcome { capabilities: welcome.0 } })
 }
@@ -98,10 +99,28 @@ async fn start_tls(wire: &mut Wire, known: Option<&Capabilities>) -> Result<(), 
 }
 
 async fn ask_capabilities(wire: &mut Wire) -> Result<Capabilities, AttachError> {
-    wire.say("C CAPABILITY\r\n").await?;
+    asked_capabilities(wire, &mut Exchange::default()).await
+}
+
+/// After login. What else the backend says meanwhile (an ALERT, say) is for the client, before the rest.
+async fn ask_again(wire: &mut Wire) -> Result<Capabilities, AttachError> {
     let mut exchange = Exchange::default();
+    let capabilities = asked_capabilities(wire, &mut exchange).await?;
+    if !exchange.said.is_empty() {
+        let rest = Input::from_octets(wire.input.unread());
+        wire.input = Input::from_octets(exchange.said.as_bytes());
+        wire.input.push(rest.unread());
+    }
+    Ok(capabilities)
+}
+
+async fn asked_capabilities(
+    wire: &mut Wire,
+    exchange: &mut Exchange,
+) -> Result<Capabilities, AttachError> {
+    wire.say("C CAPABILITY\r\n").await?;
     let reply = exchange.tagged(wire, "C").await?;
-    match (reply.status, exchange.capabilities.or(reply.capabilities)) {
+    match (reply.status, exchange.capabilities.take().or(reply.capabilities)) {
         (Status::Ok, Some(capabilities)) => Ok(Capabilities(capabilities)),
         (Status::Bye, _) => Err(AttachError::Unavailable),
         (Status::Ok | Status::No | Status::Bad | Status::Preauth | Status::Continue, _) => {
@@ -135,7 +154,7 @@ async fn authenticate(
     } else {
         after(wire, after_id).await?;
         wire.say("L AUTHENTICATE PLAIN\r\n").await?;
-        exchange.invitation(wire, "L").await?;
+        invited(&mut exchange, wire).await?;
         wire.output.push(response);
         wire.say("\r\n").await?;
     }
@@ -145,6 +164,14 @@ async fn authenticate(
         Status::No | Status::Bad | Status::Bye | Status::Preauth | Status::Continue => {
             Err(reply.refusal())
         }
+    }
+}
+
+/// Waits for leave to go on. A no that comes before the credentials cannot be about them.
+async fn invited(exchange: &mut Exchange, wire: &mut Wire) -> Result<(), AttachError> {
+    match exchange.invitation(wire, "L").await {
+        Err(AttachError::Rejected) => Err(AttachError::Refuses),
+        verdict => verdict,
     }
 }
 
@@ -168,7 +195,6 @@ async fn login(
     capabilities: &Capabilities,
     exchange: &mut Exchange,
 ) -> Result<(), AttachError> {
-    let waits = !capabilities.has("LITERAL+");
     wire.output.push("L LOGIN");
     for argument in [&*credentials.authcid, credentials.password.expose()] {
         wire.output.push(" ");
@@ -178,11 +204,13 @@ async fn login(
             wire.output.push("\"");
             continue;
         }
-        let plus = if waits { "" } else { "+" };
-        wire.output.push(format!("{{{}{plus}}}\r\n", argument.len()));
-        if waits {
-            wire.flush().await?;
-            exchange.invitation(wire, "L").await?;
+        // RFC 7888: LITERAL- is LITERAL+ for up to 4096 octets.
+        let small = argument.len() <= 4096 && capabilities.has("LITERAL-");
+        if small || capabilities.has("LITERAL+") {
+            wire.output.push(format!("{{{}+}}\r\n", argument.len()));
+        } else {
+            wire.say(format!("{{{}}}\r\n", argument.len())).await?;
+            invited(exchange, wire).await?;
         }
         wire.output.push(argument);
     }

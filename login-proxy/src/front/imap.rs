@@ -25,6 +25,8 @@ const MAX_TAG: usize = 126;
 const MAX_SASL_LINE: usize = 22 * 1024;
 /// Pairs of a client's ID that are kept (RFC 2971 §3.3).
 const MAX_ID_PAIRS: usize = 30;
+/// What somebody who types by hand is told.
+const TAG_FIRST: &str = "BAD A tag comes first, as in: a1 LOGIN name password";
 
 /// An IMAP client that has not logged in.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl ImapFront {
     /// What every backend has, and what this connection allows. Small on purpose: after login the
     /// client gets its own backend's.
     fn capabilities(&self) -> String {
-        let mut words = String::from("IMAP4rev1 SASL-IR LITERAL+ ID ENABLE");
+        let mut words = String::from(&*self.terms.capabilities);
         if !self.terms.secured && self.terms.starttls {
             words.push_str(" STARTTLS");
         }
@@ -83,7 +85,7 @@ impl ImapFront {
         out: &mut Output,
     ) -> Result<Option<Step<Credentials>>, Violation> {
         let Some((tag, rest)) = split_tag(command) else {
-            out.push("* BAD A command begins with a tag, as in: a1 LOGIN name password\r\n");
+            answer(out, "*", TAG_FIRST);
             return self.bad(out).map(|()| None);
         };
         let Some(words) = tokens(rest) else {
@@ -124,8 +126,7 @@ impl ImapFront {
                 if !self.takes_passwords() {
                     self.refuse_plaintext(tag, out);
                 } else if let (Some(name), Some(password)) = (name.astring(), password.astring()) {
-                    let credentials = Credentials::new(name, Secret::new(password.to_vec()));
-                    return Ok(Some(self.attempt(tag, credentials)));
+                    return self.log_in(tag, name, password, out);
                 } else {
                     answer(out, tag, "BAD Error in IMAP command LOGIN: a name and a password");
                     return self.bad(out).map(|()| None);
@@ -134,12 +135,33 @@ impl ImapFront {
             (b"AUTHENTICATE", [Token::Atom(mechanism), response @ ..]) if response.len() < 2 => {
                 return self.authenticate(tag, mechanism, response.first(), out);
             }
+            _ if is_command(tag) => {
+                answer(out, tag, TAG_FIRST);
+                return self.bad(out).map(|()| None);
+            }
             _ => {
                 answer(out, tag, "BAD Not a command before login.");
                 return self.bad(out).map(|()| None);
             }
         }
         Ok(None)
+    }
+
+    /// An empty name or password is wrong everywhere, and some servers' directories take an empty
+    /// password for an anonymous login; so no backend is asked.
+    fn log_in(
+        &mut self,
+        tag: &str,
+        name: &[u8],
+        password: &[u8],
+        out: &mut Output,
+    ) -> Result<Option<Step<Credentials>>, Violation> {
+        if name.is_empty() || password.is_empty() {
+            answer(out, tag, refusal_words(Refusal::BadCredentials));
+            return self.bad(out).map(|()| None);
+        }
+        let credentials = Credentials::new(name, Secret::new(password.to_vec()));
+        Ok(Some(self.attempt(tag, credentials)))
     }
 
     /// RFC 3501 §6.2.2, with the initial response of RFC 4959.
@@ -182,15 +204,14 @@ impl ImapFront {
     ) -> Result<Option<Step<Credentials>>, Violation> {
         if text == b"*" {
             answer(out, tag, "BAD Authentication exchange cancelled.");
-            return Ok(None);
+            return self.bad(out).map(|()| None);
         }
-        match decode_base64(text).and_then(|response| decode_plain(&response)) {
-            Ok(credentials) => Ok(Some(self.attempt(tag, credentials))),
-            Err(_) => {
-                answer(out, tag, "NO [AUTHENTICATIONFAILED] Invalid SASL PLAIN response.");
-                self.bad(out).map(|()| None)
-            }
-        }
+        let credentials = decode_base64(text).and_then(|response| decode_plain(&response));
+        let Ok(credentials) = credentials else {
+            answer(out, tag, "NO [AUTHENTICATIONFAILED] Invalid SASL PLAIN response.");
+            return self.bad(out).map(|()| None);
+        };
+        Ok(Some(self.attempt(tag, credentials)))
     }
 
     fn attempt(&mut self, tag: &str, credentials: Credentials) -> Step<Credentials> {
@@ -212,11 +233,12 @@ impl ImapFront {
                 return self.bad(out);
             }
         };
-        // Only the first ID counts, as with Dovecot.
+        // Only the first ID counts, as with Dovecot. A NIL value tells nothing.
         if self.id.is_empty() {
             self.id = pairs
                 .chunks_exact(2)
                 .filter_map(|pair| match pair {
+                    [_, Token::Atom(nil)] if nil.eq_ignore_ascii_case(b"NIL") => None,
                     [key, value] => Some((key.astring()?.to_vec(), value.astring()?.to_vec())),
                     _ => None,
                 })
@@ -259,7 +281,8 @@ impl ImapFront {
     ) -> Result<Option<Step<Credentials>>, Violation> {
         if let State::Response { tag } = &self.state {
             let tag = tag.clone();
-            let Some(line) = input.line(MAX_SASL_LINE)? else { return Ok(Some(Step::NeedInput)) };
+            let line = input.line(MAX_SASL_LINE).inspect_err(|_| too_large(out))?;
+            let Some(line) = line else { return Ok(Some(Step::NeedInput)) };
             self.state = State::Command;
             return self.response(&tag, line.octets(), out);
         }
@@ -284,7 +307,7 @@ impl ImapFront {
                 self.bad(out).map(|()| None)
             }
             Frame::TooLarge { limit } => {
-                out.push("* BYE Command too large.\r\n");
+                too_large(out);
                 Err(Violation::TooLarge { what: "a command", limit })
             }
         }
@@ -307,7 +330,7 @@ impl Dialogue for ImapFront {
     }
 
     fn secured(&mut self, _: &mut Output) {
-        let terms = Terms { secured: true, ..self.terms };
+        let terms = Terms { secured: true, ..self.terms.clone() };
         let bad_commands = self.bad_commands;
         *self = Self { bad_commands, ..Self::new(terms) };
     }
@@ -315,26 +338,15 @@ impl Dialogue for ImapFront {
 
 impl Front for ImapFront {
     fn greet(&mut self, out: &mut Output) {
-        out.push(format!("* OK [CAPABILITY {}] ready.\r\n", self.capabilities()));
+        let (capabilities, hostname) = (self.capabilities(), &self.terms.hostname);
+        out.push(format!("* OK [CAPABILITY {capabilities}] {hostname} ready.\r\n"));
     }
 
     fn refuse(&mut self, refusal: Refusal, out: &mut Output) {
         let State::Answer { tag } = std::mem::replace(&mut self.state, State::Command) else {
             return;
         };
-        // RFC 5530 §3.
-        let words = match refusal {
-            Refusal::BadCredentials => "NO [AUTHENTICATIONFAILED] Authentication failed.",
-            Refusal::Unavailable => {
-                "NO [UNAVAILABLE] Account is temporarily unavailable. Please try again later."
-            }
-            Refusal::TooManySessions => "NO [LIMIT] Too many connections of this user.",
-            Refusal::Misconfigured => {
-                "NO [SERVERBUG] Logins do not work at the moment. Please tell your administrator."
-            }
-            Refusal::NeedsTls => "NO [PRIVACYREQUIRED] No passwords in the clear.",
-        };
-        answer(out, &tag, words);
+        answer(out, &tag, refusal_words(refusal));
     }
 
     fn welcome(&mut self, welcome: &Welcome, out: &mut Output) {
@@ -361,21 +373,52 @@ impl Front for ImapFront {
     }
 
     fn bid_farewell(&mut self, farewell: Farewell, out: &mut Output) {
-        out.push(match farewell {
-            Farewell::ShuttingDown => {
-                "* BYE [UNAVAILABLE] Server is restarting, please connect again.\r\n"
-            }
-            Farewell::TooSlow => "* BYE Disconnected for inactivity during login.\r\n",
-            Farewell::TooManyFailures => "* BYE Too many failed logins.\r\n",
-            Farewell::TooManyConnections => {
-                "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n"
-            }
-        });
+        out.push(farewell_words(farewell));
     }
 
     fn client_id(&self) -> &[(Vec<u8>, Vec<u8>)] {
         &self.id
     }
+}
+
+/// What follows the tag (RFC 5530 §3).
+fn refusal_words(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::BadCredentials => "NO [AUTHENTICATIONFAILED] Authentication failed.",
+        Refusal::Unavailable => {
+            "NO [UNAVAILABLE] Account is temporarily unavailable. Please try again later."
+        }
+        Refusal::TooManySessions => "NO [LIMIT] Too many connections of this user.",
+        Refusal::Misconfigured => {
+            "NO [SERVERBUG] Logins do not work at the moment. Please tell your administrator."
+        }
+        Refusal::NeedsTls => "NO [PRIVACYREQUIRED] No passwords in the clear.",
+    }
+}
+
+/// The last line of a connection.
+pub fn farewell_words(farewell: Farewell) -> &'static str {
+    match farewell {
+        Farewell::ShuttingDown => {
+            "* BYE [UNAVAILABLE] Server is restarting, please connect again.\r\n"
+        }
+        Farewell::TooSlow => "* BYE Disconnected for inactivity during login.\r\n",
+        Farewell::TooManyFailures => "* BYE Too many failed logins.\r\n",
+        Farewell::TooManyConnections => {
+            "* BYE [UNAVAILABLE] Too many connections, try again later.\r\n"
+        }
+    }
+}
+
+fn too_large(out: &mut Output) {
+    out.push("* BYE Command too large.\r\n");
+}
+
+/// A command that was typed where its tag belongs.
+fn is_command(tag: &str) -> bool {
+    let commands =
+        ["LOGIN", "AUTHENTICATE", "CAPABILITY", "ID", "ENABLE", "NOOP", "LOGOUT", "STARTTLS"];
+    commands.iter().any(|command| tag.eq_ignore_ascii_case(command))
 }
 
 fn answer(out: &mut Output, tag: &str, words: &str) {

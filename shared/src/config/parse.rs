@@ -349,6 +349,7 @@ impl Parser<'_, '_> {
         LoginConfig {
             hostname: self.hostname("login.hostname", &login.hostname, host),
             imap: imap.into_iter().chain(imaps).collect(),
+            imap_capabilities: self.imap_capabilities(&login.imap_capabilities),
             login_timeout: login.login_timeout,
             max_failures: login.max_failures.max(1),
             failure_delay: login.failure_delay,
@@ -357,6 +358,31 @@ impl Parser<'_, '_> {
             kick_grace: login.kick_grace,
             allow_plaintext: login.allow_plaintext,
         }
+    }
+
+    /// Words of which one says that this is IMAP, and none what only the connection at hand can tell.
+    fn imap_capabilities(&mut self, words: &str) -> Box<str> {
+        let told_by_front = ["STARTTLS", "LOGINDISABLED", "UNAUTHENTICATE"];
+        let good = |word: &str| {
+            let word = word.to_ascii_uppercase();
+            !word.is_empty()
+                && word
+                    .bytes()
+                    .all(|octet| octet.is_ascii_graphic() && !b"(){%*\"\\]".contains(&octet))
+                && !word.starts_with("AUTH=")
+                && !told_by_front.contains(&&*word)
+        };
+        let version = |word: &str| {
+            word.eq_ignore_ascii_case("IMAP4rev1") || word.eq_ignore_ascii_case("IMAP4rev2")
+        };
+        if !words.split(' ').all(good) || !words.split(' ').any(version) {
+            self.problems.note(
+                "login.imap_capabilities",
+                "must be words separated by single spaces, IMAP4rev1 among them, without STARTTLS, \
+                 LOGINDISABLED, UNAUTHENTICATE and AUTH=, which depend on the connection",
+            );
+        }
+        words.into()
     }
 
     fn listener(

@@ -213,6 +213,7 @@ pub(super) struct Login {
     pub(super) hostname: String,
     pub(super) imap: Listener,
     pub(super) imaps: Listener,
+    pub(super) imap_capabilities: String,
     #[serde(with = "humantime_serde")]
     pub(super) login_timeout: Duration,
     pub(super) max_failures: u32,
@@ -233,6 +234,7 @@ impl Default for Login {
             hostname: String::new(),
             imap: Listener::default(),
             imaps: Listener::default(),
+            imap_capabilities: "IMAP4rev1 SASL-IR LITERAL- ID ENABLE".into(),
             login_timeout: Duration::from_mins(3),
             max_failures: 10,
             failure_delay: Duration::from_secs(2),

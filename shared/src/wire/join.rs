@@ -363,3 +363,77 @@ fn is_close(error: &WireError) -> bool {
         | WireError::Violation(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::Deadlines;
+    use super::*;
+
+    async fn wire() -> (Wire, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let minute = Duration::from_mins(1);
+        let deadlines = Deadlines { read: minute, write: minute, until: None };
+        (Wire::new(ours.unwrap(), deadlines).unwrap(), theirs.unwrap().0)
+    }
+
+    async fn session() -> (Session, TcpStream, TcpStream) {
+        let ((mut client, client_end), (mut backend, backend_end)) = (wire().await, wire().await);
+        let inward = Flow::begin(&mut client, &mut backend);
+        let outward = Flow::begin(&mut backend, &mut client);
+        let session = Session { client, backend, inward, outward, first: None, fault: None };
+        (session, client_end, backend_end)
+    }
+
+    /// Moves octets until `flood` has nothing to do for a while: both it and the session are stuck.
+    async fn until_stuck(session: &mut Session, flood: &tokio::sync::watch::Receiver<usize>) {
+        loop {
+            let before = *flood.borrow();
+            let moving = poll_fn(|cx| session.poll_flows(cx));
+            let waited = tokio::time::timeout(Duration::from_millis(200), moving).await;
+            assert!(waited.is_err(), "nobody closed");
+            if *flood.borrow() == before && session.something_waits() {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_costs_one_scratch_and_stops_the_backend() {
+        let (mut session, client_end, mut backend_end) = session().await;
+        let (count, flood) = tokio::sync::watch::channel(0);
+        let flooding = tokio::spawn(async move {
+            while let Ok(written) = backend_end.write(&[b'x'; 8192]).await {
+                count.send_modify(|count| *count += written);
+            }
+        });
+        until_stuck(&mut session, &flood).await;
+        let kept = session.client.output.len() + session.backend.output.len();
+        assert!((1..=READ).contains(&kept), "{kept} octets");
+        assert!(session.client.input.is_empty() && session.backend.input.is_empty());
+        let passed = session.outward.octets;
+        until_stuck(&mut session, &flood).await;
+        assert_eq!(session.outward.octets, passed, "more was read while something waited");
+        drop((session, client_end));
+        flooding.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_idle_session_holds_no_buffers() {
+        let (mut session, mut client_end, backend_end) = session().await;
+        client_end.write_all(b"a1 IDLE\r\n").await.unwrap();
+        while session.inward.octets < 9 {
+            poll_fn(|cx| {
+                let over = session.poll_flows(cx).is_ready();
+                if over || session.inward.octets == 9 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+        assert!(session.client.owns_no_buffers() && session.backend.owns_no_buffers());
+        drop(backend_end);
+    }
+}

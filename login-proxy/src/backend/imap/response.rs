@@ -39,6 +39,8 @@ pub(super) struct Reply {
 pub(super) struct Exchange {
     /// From an untagged CAPABILITY, the last one.
     pub(super) capabilities: Option<String>,
+    /// Untagged status responses, as they came.
+    pub(super) said: String,
     lines: usize,
 }
 
@@ -94,7 +96,10 @@ impl Exchange {
             }
             match Reply::parse(rest) {
                 Some(reply) if reply.status == Status::Bye => return Ok(reply),
-                Some(_) => {}
+                Some(_) => {
+                    self.said.push_str(&line);
+                    self.said.push_str("\r\n");
+                }
                 None => {
                     if let Some(words) = after_word(rest, "CAPABILITY") {
                         self.capabilities = Some(words.to_owned());

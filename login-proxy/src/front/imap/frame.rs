@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn an_endless_line_is_not_waited_for() {
-        assert_eq!(next(&[b'x'; MAX_COMMAND + 1]), Frame::TooLarge { limit: MAX_COMMAND });
+        assert_eq!(next(&vec![b'x'; MAX_COMMAND + 1]), Frame::TooLarge { limit: MAX_COMMAND });
     }
 
     #[test]

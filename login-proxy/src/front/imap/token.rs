@@ -50,7 +50,7 @@ struct Reader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl Reader<'_> {
     fn sequence(&mut self, in_list: bool) -> Option<Vec<Token>> {
         let mut tokens = Vec::new();
         loop {
@@ -81,7 +81,8 @@ impl<'a> Reader<'a> {
 
     /// Any octet but CR, LF and NUL; 8-bit ones come from real clients (passwords in Latin-1).
     fn quoted(&mut self) -> Option<Vec<u8>> {
-        let mut text = Vec::with_capacity(64);
+        // Of its final size: a buffer that grows leaves its old block behind, and this may be a password.
+        let mut text = Vec::with_capacity(quoted_length(self.rest.get(1..)?));
         let mut octets = self.rest.get(1..)?.iter().enumerate();
         loop {
             let (at, octet) = octets.next()?;
@@ -119,7 +120,7 @@ impl<'a> Reader<'a> {
     fn atom(&mut self) -> Option<Vec<u8>> {
         let end = self.rest.iter().position(|octet| b" ()\r\n\"".contains(octet))?;
         let atom = self.rest.get(..end)?;
-        if atom.is_empty() || atom.iter().any(|octet| octet.is_ascii_control()) {
+        if atom.is_empty() || atom.iter().any(u8::is_ascii_control) {
             return None;
         }
         self.skip(end);
@@ -131,9 +132,31 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Octets up to the closing quote; an escaped one is passed over.
+fn quoted_length(text: &[u8]) -> usize {
+    let mut escaped = false;
+    let closes = |octet: &u8| {
+        let closes = *octet == b'"' && !escaped;
+        escaped = *octet == b'\\' && !escaped;
+        closes
+    };
+    text.iter().position(closes).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quoted_password_never_leaves_an_old_buffer_behind() {
+        for (text, length) in [("abc\" d", 3), ("a\\\"b\" \"", 4), ("a\\\\\"", 3), ("open", 0)] {
+            assert_eq!(quoted_length(text.as_bytes()), length, "{text:?}");
+        }
+        let long = format!("\"{}\"\r\n", "x".repeat(300));
+        let mut reader = Reader { rest: long.as_bytes() };
+        let text = reader.quoted().unwrap();
+        assert_eq!((text.len(), text.capacity()), (300, 300));
+    }
 
     fn words(command: &str) -> Option<Vec<String>> {
         let shown = |token: &Token| match token {

@@ -1,0 +1,264 @@
+//! Server and client configurations in real handshakes: names, trust, resumption, renewal; and
+//! connecting to a backend with them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod peers;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use peers::*;
+use sha2::{Digest, Sha256};
+use shared::backend::{BackendTls, Endpoint, Identity as Told};
+use shared::config::{CertificateFiles, TlsConfig};
+use shared::proxy_protocol::{self, Prefix};
+use shared::tls::{Certificates, Trust, client_config};
+use shared::wire::{ConnectError, Proxied, Wire};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+struct Made {
+    files: CertificateFiles,
+    der: Vec<u8>,
+}
+
+fn make(directory: &Path, name: &str, hosts: &[&str]) -> Made {
+    let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(hosts).unwrap();
+    let files = CertificateFiles {
+        cert_file: directory.join(format!("{name}.pem")),
+        key_file: directory.join(format!("{name}.key")),
+    };
+    std::fs::write(&files.cert_file, made.cert.pem()).unwrap();
+    std::fs::write(&files.key_file, made.signing_key.serialize_pem()).unwrap();
+    Made { files, der: made.cert.der().to_vec() }
+}
+
+fn load(made: &[&Made]) -> Arc<Certificates> {
+    let certificates = made.iter().map(|made| made.files.clone()).collect();
+    Certificates::load(&TlsConfig { certificates, self_signed: false }).unwrap().unwrap()
+}
+
+fn pinned(made: &Made) -> Trust {
+    Trust::Pins(vec![Sha256::digest(&made.der).into()])
+}
+
+/// One connection to a wire with `certificates`, up to its greeting.
+async fn greeted(
+    certificates: &Certificates,
+    config: Arc<ClientConfig>,
+    name: &str,
+) -> Result<(HandshakeKind, Vec<u8>), String> {
+    let (mut wire, socket) = wire().await;
+    let server = certificates.server_config();
+    let serving = tokio::spawn(async move {
+        wire.accept_tls(server).await?;
+        wire.say("* OK\r\n").await?;
+        wire.close().await;
+        Ok::<_, shared::wire::WireError>(())
+    });
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let connected = TlsConnector::from(config).connect(name, socket).await;
+    let mut stream = connected.map_err(|error| error.to_string())?;
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+    let kind = stream.get_ref().1.handshake_kind().unwrap();
+    drop(stream);
+    serving.await.unwrap().unwrap();
+    Ok((kind, shown))
+}
+
+#[tokio::test]
+async fn the_certificate_is_the_one_for_the_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = make(directory.path(), "first", &["mail.example.org"]);
+    let second = make(directory.path(), "second", &["*.example.net"]);
+    let certificates = load(&[&first, &second]);
+    for (name, made) in
+        [("mail.example.org", &first), ("a.example.net", &second), ("192.0.2.1", &first)]
+    {
+        let config = client_config(&pinned(made)).unwrap();
+        let (_, shown) = greeted(&certificates, config, name).await.unwrap();
+        assert!(shown == made.der, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_for_its_names_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let other = make(directory.path(), "other", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    let trusting = client_config(&Trust::CaFile(made.files.cert_file.clone())).unwrap();
+    greeted(&certificates, trusting.clone(), "mail.example.org").await.unwrap();
+    let error = greeted(&certificates, trusting, "imap.example.org").await.unwrap_err();
+    assert!(error.contains("not valid for name"), "{error}");
+    let elsewhere = client_config(&Trust::CaFile(other.files.cert_file)).unwrap();
+    assert!(greeted(&certificates, elsewhere, "mail.example.org").await.is_err());
+    let platform = client_config(&Trust::Platform).unwrap();
+    assert!(greeted(&certificates, platform, "mail.example.org").await.is_err());
+}
+
+#[tokio::test]
+async fn another_key_than_the_pinned_one_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let other = make(directory.path(), "other", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    let config = client_config(&pinned(&other)).unwrap();
+    assert!(greeted(&certificates, config, "mail.example.org").await.is_err());
+}
+
+#[tokio::test]
+async fn clients_resume_their_sessions() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    for version in [TLS12, TLS13] {
+        // As `client_config` does it, but for one version of TLS.
+        let mut roots = RootCertStore::empty();
+        roots.add(made.der.clone().into()).unwrap();
+        let config = ClientConfig::builder_with_protocol_versions(&[version])
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let config = Arc::new(config);
+        let (first, _) = greeted(&certificates, config.clone(), "mail.example.org").await.unwrap();
+        assert_eq!(first, HandshakeKind::Full);
+        let (second, _) = greeted(&certificates, config, "mail.example.org").await.unwrap();
+        assert_eq!(second, HandshakeKind::Resumed);
+    }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_and_open_sessions_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = make(directory.path(), "mail", &["mail.example.org"]);
+    let certificates = load(&[&before]);
+    let (mut wire, socket) = wire().await;
+    let connector = TlsConnector::from(client_config(&pinned(&before)).unwrap());
+    let name = ServerName::try_from("mail.example.org").unwrap();
+    let (stream, accepted) = tokio::join!(
+        connector.connect(name, socket),
+        wire.accept_tls(certificates.server_config())
+    );
+    accepted.unwrap();
+
+    let after = make(directory.path(), "mail", &["mail.example.org"]);
+    // Two writes may fall into one tick of the file system's clock.
+    let later = SystemTime::now() + Duration::from_secs(2);
+    std::fs::File::open(&after.files.cert_file).unwrap().set_modified(later).unwrap();
+    assert!(certificates.reload_if_changed().unwrap());
+    let config = client_config(&pinned(&after)).unwrap();
+    let (_, shown) = greeted(&certificates, config, "mail.example.org").await.unwrap();
+    assert!(shown == after.der);
+
+    wire.say("* OK still here\r\n").await.unwrap();
+    let mut read = [0; 17];
+    stream.unwrap().read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"* OK still here\r\n");
+}
+
+fn endpoint(address: SocketAddr, tls: BackendTls, identity: Told) -> Endpoint {
+    Endpoint {
+        host: address.ip().to_string().into(),
+        port: address.port(),
+        tls,
+        identity,
+        connect_timeout: Duration::from_secs(10),
+        reply_timeout: Duration::from_secs(10),
+    }
+}
+
+#[tokio::test]
+async fn a_backend_is_told_the_client_before_the_handshake() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    let (listener, address) = listen().await;
+    let name = ServerName::try_from("mail.example.org").unwrap();
+    let tls = BackendTls::Implicit(client_config(&pinned(&made)).unwrap(), name);
+    let client = Proxied {
+        client: "203.0.113.9:5000".parse().unwrap(),
+        local: "192.0.2.1:993".parse().unwrap(),
+    };
+    let backend = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut header = vec![0; proxy_protocol::encode(Some(client)).len()];
+        socket.read_exact(&mut header).await.unwrap();
+        let octets = header.len();
+        let expected = Prefix::Header { octets, client: Some(client) };
+        assert_eq!(proxy_protocol::parse(&header), Ok(expected));
+        let acceptor = TlsAcceptor::from(certificates.server_config());
+        let mut stream = acceptor.accept(socket).await.unwrap();
+        stream.write_all(b"* OK\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+    });
+    let endpoint = endpoint(address, tls, Told::Proxy);
+    let mut wire = Wire::connect(&endpoint, Some(client), patient()).await.unwrap();
+    assert!(wire.is_secured());
+    assert_eq!(wire.line(100).await.unwrap().octets(), b"* OK");
+    backend.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_backend_with_another_certificate_is_not_talked_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let other = make(directory.path(), "other", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    let (listener, address) = listen().await;
+    let backend = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        TlsAcceptor::from(certificates.server_config()).accept(socket).await.map(drop)
+    });
+    let name = ServerName::try_from("mail.example.org").unwrap();
+    let tls = BackendTls::Implicit(client_config(&pinned(&other)).unwrap(), name);
+    let endpoint = endpoint(address, tls, Told::None);
+    let error = Wire::connect(&endpoint, None, patient()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Secure { .. }), "{error}");
+    assert!(backend.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_backend_that_is_not_there_is_named() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let gone = endpoint(address, BackendTls::Plain, Told::None);
+    let error = Wire::connect(&gone, None, patient()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Connect { .. }), "{error}");
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
+
+    // No resolver is asked for a label of 64 octets.
+    let nowhere = Endpoint { host: "x".repeat(64).into(), ..gone };
+    let error = Wire::connect(&nowhere, None, patient()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Resolve { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_answer_is_given_up_in_time() {
+    // The one place in the queue of connections is taken, so the kernel answers no more.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener: TcpListener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut full = endpoint(address, BackendTls::Plain, Told::None);
+    full.connect_timeout = Duration::from_millis(300);
+    let mut kept = Vec::new();
+    let error = loop {
+        match Wire::connect(&full, None, patient()).await {
+            Ok(wire) => kept.push(wire),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, ConnectError::Timeout(_)), "{error}");
+}

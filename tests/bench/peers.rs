@@ -1,0 +1,70 @@
+//! What is installed beside us: Dovecot as a login proxy, Postfix with split delivery. Each is set up for
+//! speed as its documentation says, with the same certificate, clients and backends.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, ensure};
+use tests::children::Child;
+use tests::patience::until;
+use tests::place::Place;
+use tests::postfix::{Delivery, Options, Postfix};
+
+use crate::tls::Tls;
+
+/// A Dovecot whose login processes pass every login on to one backend.
+pub struct DovecotProxy {
+    child: Child,
+    pub port: u16,
+    // After the child: it uses it.
+    _place: Place,
+}
+
+impl DovecotProxy {
+    pub async fn start(tls: &Tls, backend: u16, backend_tls: bool) -> anyhow::Result<Self> {
+        let place = Place::new()?;
+        place.directory("run", 0o755, None)?;
+        let port = tests::ports::reserve()?.port();
+        let leg = if backend_tls { "ssl=any-cert" } else { "" };
+        let place_path = place.path().display();
+        let text = format!(
+            "base_dir = {place_path}/run\nlog_path = {place_path}/log\nprotocols = imap\nssl = yes\n\
+             ssl_cert = <{cert}\nssl_key = <{key}\nssl_client_ca_file = {ca}\n\
+             service imap-login {{\n inet_listener imap {{\n port = 0\n }}\n inet_listener imaps {{\n \
+             address = 127.0.0.1\n port = {port}\n ssl = yes\n }}\n service_count = 0\n \
+             process_min_avail = 2\n process_limit = 2\n client_limit = 10000\n vsz_limit = 0\n}}\n\
+             service anvil {{\n client_limit = 20000\n}}\nservice auth {{\n client_limit = 20000\n}}\n\
+             login_trusted_networks =\nmail_max_userip_connections = 0\nauth_mechanisms = plain\n\
+             auth_failure_delay = 0\n\
+             passdb {{\n driver = static\n args = proxy=y nopassword=y host=127.0.0.1 port={backend} {leg}\n}}\n\
+             userdb {{\n driver = static\n args = uid=65534 gid=65534 home=/nonexistent\n}}\n",
+            cert = tls.cert_file.display(),
+            key = tls.key_file.display(),
+            ca = tls.ca_file.display(),
+        );
+        let file = place.write("dovecot.conf", &text, 0o644, None)?;
+        let command = ["/usr/sbin/dovecot", "-F", "-c", &*file.to_string_lossy()];
+        let child = Child::start(&[], &command, place.path(), "console")?;
+        let listening = || std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+        until("Dovecot to listen", listening).await?;
+        ensure!(child.is_running(), "Dovecot ended:\n{}", child.end_of_log());
+        Ok(Self { child, port, _place: place })
+    }
+
+    pub fn pid(&self) -> anyhow::Result<u32> {
+        Ok(u32::try_from(self.child.pid())?)
+    }
+}
+
+/// A Postfix that sends each of `recipients` to the server beside it.
+pub async fn postfix(recipients: Vec<(String, u16)>) -> anyhow::Result<Postfix> {
+    let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    Postfix::start(Options {
+        domain: "example.org".into(),
+        recipients: recipients.iter().map(|(recipient, _)| recipient.clone()).collect(),
+        delivery: Delivery::Split(
+            recipients.into_iter().map(|(recipient, port)| (recipient, local(port))).collect(),
+        ),
+    })
+    .await
+    .context("Postfix as a peer")
+}

@@ -1,0 +1,247 @@
+#!/bin/sh
+# Installs what `make try` or `make test` needs and this machine lacks, while a command runs:
+#
+#     tests/deps.sh try|test|build [command [argument]...]
+#
+# Prints the list and asks first, unless CI is set or YES=1. Nothing that runs is touched, nothing is
+# removed, no daemon is started, and none of the new ones is left to start at boot. The command (the
+# build) runs while apt works; only what the command itself needs is installed before it.
+
+set -eu
+export LC_ALL=C
+
+NEEDED_RUST=1.95
+POLICY=/usr/sbin/policy-rc.d
+MARK='# written by mailshift tests/deps.sh'
+PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
+export PATH
+
+say() { printf 'deps: %s\n' "$*"; }
+fail() { printf 'deps: %s\n' "$*" >&2; exit 1; }
+
+# ---- What is needed: the packages on the left, unless the files on the right are there -------------
+
+# $1: packages. The rest: commands, or globs of absolute paths, all of which must be there.
+need() {
+    packages=$1
+    shift
+    for wanted; do
+        case $wanted in
+            /*) for path in $wanted; do [ -e "$path" ] && continue 2; done ;;
+            *) command -v "$wanted" >/dev/null 2>&1 && continue ;;
+        esac
+        missing="$missing $packages"
+        return
+    done
+}
+
+# What cargo needs: a linker and a C compiler, for the cryptography and SQLite that are built in.
+needs_of_build() {
+    need 'gcc libc6-dev' cc /usr/include/stdio.h
+}
+
+needs_of_try() {
+    need 'dovecot-core dovecot-imapd dovecot-lmtpd' \
+        dovecot '/usr/lib/dovecot/imap /usr/libexec/dovecot/imap' \
+        '/usr/lib/dovecot/lmtp /usr/libexec/dovecot/lmtp'
+    need sqlite3 sqlite3
+    need curl curl
+}
+
+needs_of_test() {
+    needs_of_try
+    need postgresql '/usr/lib/postgresql/*/bin/initdb /usr/bin/initdb'
+    need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
+    need openssl openssl
+    need util-linux setpriv setsid
+}
+
+# ---- Rust --------------------------------------------------------------------------------------------
+
+check_rust() {
+    rustup_hint='install it from https://rustup.rs (the rustc package of Debian and Ubuntu is too old)'
+    command -v cargo >/dev/null 2>&1 || fail "Rust $NEEDED_RUST or newer is needed and there is no cargo: $rustup_hint"
+    # Not in this directory's parents alone: a toolchain file would be honoured here as in the build.
+    version=$(rustc --version 2>/dev/null | cut -d' ' -f2)
+    [ -n "$version" ] || fail "rustc does not run: $(rustc --version 2>&1 | head -n1)"
+    lower=$(printf '%s\n%s\n' "$NEEDED_RUST" "${version%%-*}" | sort -V | head -n1)
+    [ "$lower" = "$NEEDED_RUST" ] ||
+        fail "Rust $NEEDED_RUST or newer is needed, this is $version: run \`rustup update stable\`, or $rustup_hint"
+}
+
+check_components() {
+    for component in fmt clippy; do
+        cargo "$component" --version >/dev/null 2>&1 && continue
+        name=$component
+        [ "$component" = fmt ] && name=rustfmt
+        command -v rustup >/dev/null 2>&1 || fail "cargo $component is missing: install $name"
+        say "adding the Rust component $name"
+        rustup component add "$name" >/dev/null 2>&1 || fail "rustup component add $name failed"
+    done
+}
+
+# ---- Installing ----------------------------------------------------------------------------------------
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# Fails with what to do where this cannot be done here.
+check_may_install() {
+    command -v apt-get >/dev/null 2>&1 ||
+        fail "these Debian packages, or what they are called here, are missing:$missing"
+    by_hand="run as root: apt-get install --no-install-recommends$missing"
+    [ "$(id -u)" = 0 ] && return
+    command -v sudo >/dev/null 2>&1 || fail "not root, and there is no sudo; $by_hand"
+    sudo -n true 2>/dev/null && return
+    [ -t 0 ] && [ -z "${CI:-}" ] && sudo -v && return
+    fail "not root, and sudo wants a password; $by_hand"
+}
+
+ask() {
+    say "missing here:$missing"
+    say "apt-get will install them without recommended packages; no daemon is started"
+    if [ -n "${CI:-}" ] || [ "${YES:-}" = 1 ]; then return; fi
+    [ -t 0 ] || fail 'nobody here to ask: set YES=1 to install them'
+    printf 'deps: install them? [Y/n] '
+    read -r answer
+    case $answer in
+        '' | y | Y | yes) ;;
+        *) fail 'nothing was installed' ;;
+    esac
+}
+
+# Forbids package scripts to start daemons. A policy that is there already is the administrator's.
+write_policy() {
+    if [ -e "$POLICY" ] && ! grep -qF "$MARK" "$POLICY"; then
+        "$POLICY" mailshift-probe start >/dev/null 2>&1 || return 0
+        starts_daemons=1
+        return 0
+    fi
+    policy_is_ours=1
+    printf '#!/bin/sh\n%s\nexit 101\n' "$MARK" | as_root sh -c "cat >$POLICY && chmod 755 $POLICY"
+}
+
+clean_up() {
+    # Not before apt has ended: without the policy it would start what it installs.
+    if [ -n "${installing:-}" ] && kill -0 "$installing" 2>/dev/null; then
+        say 'waiting for apt to end'
+        wait "$installing" || true
+    fi
+    if [ -n "${policy_is_ours:-}" ]; then as_root rm -f "$POLICY"; fi
+    rm -rf "$work"
+}
+
+# In a session of its own, so that Ctrl-C does not leave half-installed packages.
+apt() {
+    as_root setsid -w env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 NEEDRESTART_MODE=l \
+        LC_ALL=C apt-get -q -y \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null >>"$work/log" 2>&1
+}
+
+# shellcheck disable=SC2086 # $1 is a list of words
+apt_install() {
+    apt install --no-install-recommends --no-remove --no-upgrade $1
+}
+
+install() {
+    # Postfix asks what it is for; a later start by hand must not listen on public ports.
+    case " $1 " in
+        *' postfix '*)
+            command -v debconf-set-selections >/dev/null 2>&1 &&
+                echo 'postfix postfix/main_mailer_type select Local only' |
+                as_root debconf-set-selections >>"$work/log" 2>&1
+            ;;
+    esac
+    before=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' 2>/dev/null | sed -n 's/^ii *//p')
+    # The package lists are fetched only where they are missing or too old to be of use.
+    apt_install "$1" || { apt update && apt_install "$1"; } || return 1
+    keep_from_boot
+}
+
+# Daemons that came with this installation stay off at the next boot, too.
+keep_from_boot() {
+    command -v systemctl >/dev/null 2>&1 || return 0
+    for pair in dovecot-core:dovecot.socket dovecot-core:dovecot.service postfix:postfix.service \
+        postgresql-common:postgresql.service; do
+        printf '%s\n' "$before" | grep -qxF "${pair%:*}" && continue
+        systemctl list-unit-files "${pair#*:}" 2>/dev/null | grep -q enabled || continue
+        as_root systemctl disable "${pair#*:}" >>"$work/log" 2>&1 || true
+    done
+}
+
+explain_failure() {
+    say 'apt-get failed; its log ends with:' >&2
+    tail -n 15 "$work/log" >&2
+    if grep -q 'Packages need to be removed' "$work/log"; then
+        say 'another package (another mail server?) would have to be removed, which this script never does;' >&2
+        say 'use a machine or a container without it' >&2
+    fi
+}
+
+# ---- The two at once -------------------------------------------------------------------------------------
+
+# Tells what apt is about until it ends.
+report_progress() {
+    seen=''
+    while kill -0 "$1" 2>/dev/null; do
+        line=$(grep -E '^(Get|Unpacking|Setting up)' "$work/log" | tail -n1 | cut -c1-70)
+        if [ -n "$line" ] && [ "$line" != "$seen" ]; then say "apt: $line"; fi
+        seen=$line
+        sleep 1
+    done
+}
+
+what=${1:-}
+case $what in
+    build | try | test) shift ;;
+    *) fail 'usage: tests/deps.sh build|try|test [command...]' ;;
+esac
+
+check_rust
+[ "$what" != test ] || check_components
+
+missing=
+needs_of_build
+first=$missing
+if [ "$what" != build ]; then "needs_of_$what"; fi
+
+if [ -z "$missing" ]; then
+    say 'nothing is missing'
+    if [ $# -gt 0 ]; then exec "$@"; fi
+    exit 0
+fi
+
+# shellcheck disable=SC2086 # a list of words
+missing=" $(printf '%s\n' $missing | sort -u | paste -sd ' ')"
+check_may_install
+ask
+work=$(mktemp -d)
+: >"$work/log"
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+write_policy
+if [ -n "${starts_daemons:-}" ]; then
+    fail "$POLICY lets daemons start; nothing was installed, since they would listen on public ports"
+fi
+
+if [ -n "$first" ]; then
+    say "apt:$first, which the build needs"
+    install "$first" || { explain_failure; exit 1; }
+fi
+
+install "$missing" &
+installing=$!
+if [ $# -gt 0 ]; then
+    built=0
+    "$@" || built=$?
+    [ "$built" = 0 ] || say 'the build failed; waiting for apt to end'
+    report_progress "$installing"
+else
+    built=0
+    report_progress "$installing"
+fi
+wait "$installing" || { explain_failure; exit 1; }
+say "installed:$missing"
+exit "$built"

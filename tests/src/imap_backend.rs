@@ -1,0 +1,483 @@
+//! An IMAP server that behaves as a test wants: it delays, refuses, hangs, floods, injects.
+//!
+//! It keeps a record of every connection, so a test can wait for what must come and see what never came.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use shared::backend::{Backend, BackendName, BackendTls, Endpoint, Identity};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::chat::Octets;
+use crate::patience::PATIENCE;
+
+/// The password that every account has, unless [`Manners::verdict`] says otherwise.
+pub const PASSWORD: &str = "secret";
+
+/// How a backend behaves.
+#[derive(Clone)]
+pub struct Manners {
+    /// What it lists before login.
+    pub capabilities: &'static str,
+    /// Its first line; `CAPS` stands for the capabilities.
+    pub greeting: &'static str,
+    /// What follows the greeting.
+    pub then: Then,
+    /// How it answers a login.
+    pub verdict: Verdict,
+    /// What it says after the OK of STARTTLS, in the clear.
+    pub injected: &'static str,
+    /// Its certificate, where it speaks TLS.
+    pub tls: Option<Tls>,
+    /// A PROXY header comes first.
+    pub proxied: bool,
+}
+
+/// What a backend does after its greeting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Speaks IMAP.
+    Speak,
+    /// Says nothing more and keeps the connection.
+    Hang,
+    /// Says these octets again and again.
+    Flood(&'static str),
+}
+
+/// How a backend answers a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Yes to [`PASSWORD`], no to everything else.
+    ByPassword,
+    /// With these octets; `TAG` stands for the command's tag.
+    Say(&'static str),
+    /// As the test says, which is asked by [`ImapBackend::asked`].
+    Ask,
+    /// Says these octets again and again.
+    Flood(&'static str),
+}
+
+/// Where a backend speaks TLS.
+#[derive(Clone)]
+pub enum Tls {
+    /// From the first octet.
+    Implicit(TlsAcceptor),
+    /// After STARTTLS.
+    StartTls(TlsAcceptor),
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            capabilities: "IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN",
+            greeting: "* OK [CAPABILITY CAPS] ready\r\n",
+            then: Then::Speak,
+            verdict: Verdict::ByPassword,
+            injected: "",
+            tls: None,
+            proxied: false,
+        }
+    }
+}
+
+/// A running backend; it ends with its runtime.
+#[derive(Debug)]
+pub struct ImapBackend {
+    name: &'static str,
+    /// Where it listens.
+    pub address: SocketAddr,
+    record: Arc<Record>,
+    asked: mpsc::UnboundedReceiver<Asked>,
+}
+
+/// A login that waits for the test's verdict.
+#[derive(Debug)]
+pub struct Asked {
+    /// As whom.
+    pub login: Login,
+    answer: oneshot::Sender<String>,
+}
+
+impl Asked {
+    /// Answers with these octets; `TAG` stands for the command's tag. False when nobody waits any more.
+    pub fn say(self, octets: &str) -> bool {
+        self.answer.send(octets.to_owned()).is_ok()
+    }
+}
+
+/// What was given to log in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// SASL's authzid; empty for none.
+    pub authzid: String,
+    /// The name that the password belongs to.
+    pub authcid: String,
+    /// The password.
+    pub password: String,
+}
+
+/// What happened on one connection.
+#[derive(Debug, Clone, Default)]
+pub struct Connection {
+    /// Every line it was sent, without line ends; secrets, too.
+    pub lines: Vec<String>,
+    /// What was given to log in.
+    pub logins: Vec<Login>,
+    /// A login was answered with OK.
+    pub logged_in: bool,
+    /// The peer has closed.
+    pub closed: bool,
+    /// The source address of its PROXY header.
+    pub proxied_for: Option<SocketAddr>,
+    /// TLS is up.
+    pub secured: bool,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    connections: Mutex<Vec<Connection>>,
+    changed: Notify,
+}
+
+impl Record {
+    fn note(&self, number: usize, what: impl FnOnce(&mut Connection)) {
+        what(&mut self.connections.lock().unwrap()[number]);
+        self.changed.notify_waiters();
+    }
+}
+
+impl ImapBackend {
+    /// Starts one. Its name is in the OK to every command after login.
+    ///
+    /// # Errors
+    ///
+    /// No port is free.
+    pub async fn start(name: &'static str, manners: Manners) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let record = Arc::new(Record::default());
+        let (ask, asked) = mpsc::unbounded_channel();
+        let kept = Arc::clone(&record);
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let number = {
+                    let mut connections = kept.connections.lock().unwrap();
+                    connections.push(Connection::default());
+                    connections.len() - 1
+                };
+                kept.changed.notify_waiters();
+                let server = Server {
+                    name,
+                    number,
+                    manners: manners.clone(),
+                    record: Arc::clone(&kept),
+                    ask: ask.clone(),
+                };
+                tokio::spawn(async move {
+                    let record = Arc::clone(&server.record);
+                    // However it ended: there is nobody to tell but the test.
+                    let _ = server.serve(socket).await;
+                    record.note(number, |connection| connection.closed = true);
+                });
+            }
+        });
+        Ok(Self { name, address, record, asked })
+    }
+
+    /// As the configuration has it: plain, no identity, patient.
+    pub fn configured(&self) -> Backend {
+        self.configured_as(|_| {})
+    }
+
+    /// As the configuration has it, with changes.
+    ///
+    /// # Panics
+    ///
+    /// Its name is no backend's.
+    pub fn configured_as(&self, change: impl FnOnce(&mut Endpoint)) -> Backend {
+        let mut endpoint = Endpoint {
+            host: self.address.ip().to_string().into(),
+            port: self.address.port(),
+            tls: BackendTls::Plain,
+            identity: Identity::None,
+            connect_timeout: PATIENCE,
+            reply_timeout: PATIENCE,
+        };
+        change(&mut endpoint);
+        Backend {
+            name: BackendName::parse(self.name).expect("a backend's name"),
+            mail: None,
+            imap: Some(endpoint),
+        }
+    }
+
+    /// The connections so far.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.record.connections.lock().unwrap().clone()
+    }
+
+    /// The names that logins were made with so far.
+    pub fn logins(&self) -> Vec<String> {
+        let connections = self.connections();
+        connections.iter().flat_map(|c| &c.logins).map(|login| login.authcid.clone()).collect()
+    }
+
+    /// Connections that are logged in and not closed.
+    pub fn sessions(&self) -> usize {
+        self.connections().iter().filter(|c| c.logged_in && !c.closed).count()
+    }
+
+    /// Waits until its connections are as they should be.
+    ///
+    /// # Errors
+    ///
+    /// They do not become so.
+    pub async fn until(
+        &self,
+        what: &str,
+        mut so: impl FnMut(&[Connection]) -> bool,
+    ) -> Result<Vec<Connection>> {
+        let wait = async {
+            loop {
+                let changed = self.record.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                let connections = self.connections();
+                if so(&connections) {
+                    return connections;
+                }
+                changed.await;
+            }
+        };
+        let waited = timeout(PATIENCE, wait).await;
+        waited.with_context(|| format!("{}: {what}; instead: {:?}", self.name, self.connections()))
+    }
+
+    /// The next login that waits for a verdict ([`Verdict::Ask`]).
+    ///
+    /// # Errors
+    ///
+    /// None comes.
+    pub async fn asked(&mut self) -> Result<Asked> {
+        let asked = timeout(PATIENCE, self.asked.recv()).await;
+        asked.with_context(|| format!("no login came to {}", self.name))?.context("it has ended")
+    }
+}
+
+/// One connection's server.
+struct Server {
+    name: &'static str,
+    number: usize,
+    manners: Manners,
+    record: Arc<Record>,
+    ask: mpsc::UnboundedSender<Asked>,
+}
+
+type Stream = BufReader<Box<dyn Octets>>;
+
+impl Server {
+    async fn serve(&self, socket: TcpStream) -> Result<()> {
+        socket.set_nodelay(true)?;
+        let mut socket: Box<dyn Octets> = Box::new(socket);
+        if self.manners.proxied {
+            let client = proxy_header(&mut socket).await?;
+            self.record.note(self.number, |connection| connection.proxied_for = Some(client));
+        }
+        if let Some(Tls::Implicit(acceptor)) = &self.manners.tls {
+            socket = self.secured(acceptor, socket).await?;
+        }
+        let mut stream = BufReader::new(socket);
+        let greeting = self.manners.greeting.replace("CAPS", self.manners.capabilities);
+        say(&mut stream, &greeting).await?;
+        match self.manners.then {
+            Then::Speak => self.speak(stream).await,
+            Then::Hang => until_closed(stream).await,
+            Then::Flood(octets) => flood(&mut stream, octets).await,
+        }
+    }
+
+    async fn secured(
+        &self,
+        acceptor: &TlsAcceptor,
+        socket: Box<dyn Octets>,
+    ) -> Result<Box<dyn Octets>> {
+        let stream = acceptor.accept(socket).await?;
+        self.record.note(self.number, |connection| connection.secured = true);
+        Ok(Box::new(stream))
+    }
+
+    async fn speak(&self, mut stream: Stream) -> Result<()> {
+        let mut logged_in = false;
+        loop {
+            let Some(line) = self.line(&mut stream).await? else { return Ok(()) };
+            let mut words = line.splitn(3, ' ');
+            let tag = words.next().unwrap_or_default().to_owned();
+            let verb = words.next().unwrap_or_default().to_ascii_uppercase();
+            let rest = words.next().unwrap_or_default().to_owned();
+            let capabilities = self.manners.capabilities;
+            match (verb.as_str(), logged_in) {
+                ("CAPABILITY", _) => {
+                    let said = format!("* CAPABILITY {capabilities}\r\n{tag} OK done\r\n");
+                    say(&mut stream, &said).await?;
+                }
+                ("ID", _) => say(&mut stream, &format!("* ID NIL\r\n{tag} OK done\r\n")).await?,
+                ("STARTTLS", false) => {
+                    let Some(Tls::StartTls(acceptor)) = &self.manners.tls else {
+                        bail!("STARTTLS without a certificate");
+                    };
+                    let said = format!("{tag} OK begin\r\n{}", self.manners.injected);
+                    say(&mut stream, &said).await?;
+                    stream = BufReader::new(self.secured(acceptor, stream.into_inner()).await?);
+                }
+                ("AUTHENTICATE", false) => {
+                    let response = match rest.split_once(' ') {
+                        Some((_, response)) => response.to_owned(),
+                        None => {
+                            say(&mut stream, "+ \r\n").await?;
+                            self.line(&mut stream).await?.unwrap_or_default()
+                        }
+                    };
+                    let login = plain(&response)?;
+                    logged_in = self.answer(&mut stream, &tag, login).await?;
+                }
+                ("LOGIN", false) => {
+                    let login = self.login(&mut stream, &rest).await?;
+                    logged_in = self.answer(&mut stream, &tag, login).await?;
+                }
+                ("LOGOUT", _) => {
+                    return say(&mut stream, &format!("* BYE\r\n{tag} OK done\r\n")).await;
+                }
+                (_, true) => {
+                    say(&mut stream, &format!("{tag} OK done at {}\r\n", self.name)).await?;
+                }
+                (_, false) => say(&mut stream, &format!("{tag} BAD not now\r\n")).await?,
+            }
+        }
+    }
+
+    /// Answers a login; true after a yes.
+    async fn answer(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<bool> {
+        self.record.note(self.number, |connection| connection.logins.push(login.clone()));
+        let answer = match self.manners.verdict {
+            Verdict::ByPassword if login.password == PASSWORD => {
+                format!(
+                    "TAG OK [CAPABILITY {} IDLE] at {}\r\n",
+                    self.manners.capabilities, self.name
+                )
+            }
+            Verdict::ByPassword => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+            Verdict::Say(octets) => octets.to_owned(),
+            Verdict::Flood(octets) => {
+                flood(stream, octets).await?;
+                return Ok(false);
+            }
+            Verdict::Ask => {
+                let (answer, verdict) = oneshot::channel();
+                let _ = self.ask.send(Asked { login, answer });
+                tokio::select! {
+                    verdict = verdict => verdict.context("the test gave no verdict")?,
+                    // The peer does not wait for it: it has closed.
+                    closed = stream.fill_buf() => {
+                        let early = closed?.len();
+                        bail!("{early} octets instead of patience");
+                    }
+                }
+            }
+        };
+        let yes = answer.starts_with("TAG OK");
+        if yes {
+            self.record.note(self.number, |connection| connection.logged_in = true);
+        }
+        say(stream, &answer.replace("TAG", tag)).await?;
+        Ok(yes)
+    }
+
+    /// LOGIN's arguments: quoted strings, or literals that come in lines of their own.
+    async fn login(&self, stream: &mut Stream, rest: &str) -> Result<Login> {
+        let mut arguments = Vec::new();
+        let mut rest = rest.to_owned();
+        while arguments.len() < 2 {
+            rest = rest.trim_start().to_owned();
+            if let Some(quoted) = rest.strip_prefix('"') {
+                let (argument, more) = quoted.split_once('"').context("a quote without end")?;
+                arguments.push(argument.to_owned());
+                rest = more.to_owned();
+            } else if let Some(size) = rest.strip_prefix('{').and_then(|r| r.strip_suffix('}')) {
+                if !size.ends_with('+') {
+                    say(stream, "+ go\r\n").await?;
+                }
+                let mut octets = vec![0; size.trim_end_matches('+').parse()?];
+                stream.read_exact(&mut octets).await?;
+                arguments.push(String::from_utf8_lossy(&octets).into_owned());
+                rest = self.line(stream).await?.unwrap_or_default();
+            } else {
+                bail!("no argument: {rest:?}");
+            }
+        }
+        let password = arguments.pop().unwrap_or_default();
+        let authcid = arguments.pop().unwrap_or_default();
+        Ok(Login { authzid: String::new(), authcid, password })
+    }
+
+    /// The next line, noted; `None` when the peer has closed.
+    async fn line(&self, stream: &mut Stream) -> Result<Option<String>> {
+        let mut octets = Vec::new();
+        if stream.read_until(b'\n', &mut octets).await? == 0 {
+            return Ok(None);
+        }
+        let line = String::from_utf8_lossy(&octets).trim_end_matches(['\r', '\n']).to_owned();
+        self.record.note(self.number, |connection| connection.lines.push(line.clone()));
+        Ok(Some(line))
+    }
+}
+
+async fn say(stream: &mut Stream, octets: &str) -> Result<()> {
+    stream.write_all(octets.as_bytes()).await?;
+    Ok(stream.flush().await?)
+}
+
+async fn until_closed(mut stream: Stream) -> Result<()> {
+    let mut octets = [0; 1024];
+    while stream.read(&mut octets).await? > 0 {}
+    Ok(())
+}
+
+/// Until the peer has had enough.
+async fn flood(stream: &mut Stream, octets: &str) -> Result<()> {
+    let many = octets.repeat(4096 / octets.len().max(1) + 1);
+    loop {
+        say(stream, &many).await?;
+        // Others on this thread want to speak, too.
+        tokio::time::sleep(Duration::ZERO).await;
+    }
+}
+
+/// A PLAIN response (RFC 4616) in base64.
+fn plain(response: &str) -> Result<Login> {
+    let decoded = STANDARD.decode(response).with_context(|| format!("{response:?}"))?;
+    let text = String::from_utf8_lossy(&decoded).into_owned();
+    let parts: Vec<&str> = text.split('\0').collect();
+    let [authzid, authcid, password] = parts[..] else { bail!("{} parts", parts.len()) };
+    let [authzid, authcid, password] = [authzid, authcid, password].map(str::to_owned);
+    Ok(Login { authzid, authcid, password })
+}
+
+/// A PROXY header of version 2 for TCP over IPv4.
+async fn proxy_header(socket: &mut Box<dyn Octets>) -> Result<SocketAddr> {
+    let mut head = [0; 16];
+    socket.read_exact(&mut head).await?;
+    anyhow::ensure!(head.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), "no PROXY header: {head:?}");
+    let mut addresses = vec![0; usize::from(u16::from_be_bytes([head[14], head[15]]))];
+    socket.read_exact(&mut addresses).await?;
+    anyhow::ensure!(head[12..14] == [0x21, 0x11], "not TCP over IPv4: {head:?}");
+    let ip: [u8; 4] = addresses[..4].try_into()?;
+    Ok(SocketAddr::from((ip, u16::from_be_bytes([addresses[8], addresses[9]]))))
+}

@@ -1,0 +1,305 @@
+//! A Mailshift node as operators run it: both services as processes of their own, with a `mailshift.toml`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::children::Child;
+use crate::dovecot::Dovecot;
+use crate::imap::{Imap, Response};
+use crate::place::Place;
+use crate::postfix::Postfix;
+use crate::smtp::{self, Reply, Smtp};
+use crate::test_ca::{Identity, TestCa};
+
+/// The name that clients know the login proxy by.
+pub const IMAP_HOST: &str = "imap.example.org";
+/// The name that senders know the gateway by.
+pub const MX_HOST: &str = "mx.example.org";
+
+/// What a node is to be like. All texts are TOML.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `node.name`.
+    pub name: String,
+    /// `ownership.url`.
+    pub url: String,
+    /// The sections of the backends ([`dovecot`], [`postfix`]).
+    pub backends: String,
+    /// More keys of `[ownership]`.
+    pub ownership: String,
+    /// More keys of `[mx]`.
+    pub mx: String,
+    /// More keys of `[login]`.
+    pub login: String,
+    /// Where the services listen, if not on ports that the system chooses: SMTP, IMAP, IMAP with TLS.
+    pub listen: Option<[SocketAddr; 3]>,
+}
+
+/// Both services of one node. They stop with this value.
+#[derive(Debug)]
+pub struct Node {
+    /// The gateway, while it runs.
+    pub gateway: Option<Child>,
+    /// The login proxy, while it runs.
+    pub proxy: Option<Child>,
+    smtp: SocketAddr,
+    imap: SocketAddr,
+    imaps: SocketAddr,
+    ca_file: PathBuf,
+    place: Place,
+}
+
+impl Node {
+    /// Starts both services and waits until they serve.
+    ///
+    /// # Errors
+    ///
+    /// One does not; the end of its log is in the message.
+    pub async fn start(options: &Options, ca: &TestCa) -> Result<Self> {
+        let place = Place::new()?;
+        let identities = [ca.issue(IMAP_HOST)?, ca.issue(MX_HOST)?];
+        place.write("mailshift.toml", &configuration(options, &identities, &place), 0o644, None)?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut node = Self {
+            gateway: None,
+            proxy: None,
+            smtp: nowhere,
+            imap: nowhere,
+            imaps: nowhere,
+            ca_file: ca.file(),
+            place,
+        };
+        // Both at once: each waits for the table.
+        let (gateway, proxy) = (node.launch("mx-gateway")?, node.launch("login-proxy")?);
+        node.smtp = first(&serving(&gateway).await?)?;
+        let [imap, imaps] = *serving(&proxy).await? else {
+            anyhow::bail!("two listeners were asked for")
+        };
+        (node.imap, node.imaps) = (imap, imaps);
+        (node.gateway, node.proxy) = (Some(gateway), Some(proxy));
+        Ok(node)
+    }
+
+    fn launch(&self, service: &str) -> Result<Child> {
+        let program = binary(service)?;
+        let file = self.configuration();
+        let command = [&*program.to_string_lossy(), "run", "--config", &file.to_string_lossy()];
+        Child::start(&[], &command, self.place.path(), &format!("{service}.log"))
+    }
+
+    /// Its configuration file.
+    pub fn configuration(&self) -> PathBuf {
+        self.place.join("mailshift.toml")
+    }
+
+    /// The directory with that, the logs and the state.
+    pub fn directory(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// The authority of its certificates.
+    pub fn ca_file(&self) -> PathBuf {
+        self.ca_file.clone()
+    }
+
+    /// Where the gateway speaks SMTP.
+    pub fn smtp(&self) -> SocketAddr {
+        self.smtp
+    }
+
+    /// Where the login proxy speaks IMAP, with STARTTLS.
+    pub fn imap(&self) -> SocketAddr {
+        self.imap
+    }
+
+    /// Where it speaks IMAP with implicit TLS.
+    pub fn imaps(&self) -> SocketAddr {
+        self.imaps
+    }
+
+    /// Sends a message with this subject to one recipient through the gateway.
+    ///
+    /// # Errors
+    ///
+    /// The gateway closes or is silent. A refusal is a [`Reply`].
+    pub async fn send(&self, to: &str, subject: &str) -> Result<Reply> {
+        smtp::send(self.smtp, "sender@example.com", &[to], &smtp::message(subject)).await
+    }
+
+    /// Asks the gateway about a recipient, without a message.
+    ///
+    /// # Errors
+    ///
+    /// The gateway closes or is silent.
+    pub async fn recipient(&self, to: &str) -> Result<Reply> {
+        let mut smtp = Smtp::connect(self.smtp).await?;
+        smtp.command("EHLO client.example.com").await?;
+        smtp.command("MAIL FROM:<sender@example.com>").await?;
+        smtp.command(&format!("RCPT TO:<{to}>")).await
+    }
+
+    /// A client's connection to the login proxy, with TLS.
+    ///
+    /// # Errors
+    ///
+    /// Nobody is there, or does not greet.
+    pub async fn connect(&self) -> Result<Imap> {
+        let tls = crate::test_ca::connector_trusting(&self.ca_file)?;
+        Imap::connect_tls(self.imaps, &tls, IMAP_HOST).await
+    }
+
+    /// Logs in through the login proxy; the password is that of all test accounts.
+    ///
+    /// # Errors
+    ///
+    /// The proxy closes or is silent. A refusal is a [`Response`].
+    pub async fn login(&self, user: &str) -> Result<(Imap, Response)> {
+        let mut imap = self.connect().await?;
+        let response = imap.login(user, "secret").await?;
+        Ok((imap, response))
+    }
+
+    /// Logs in, which must succeed.
+    ///
+    /// # Errors
+    ///
+    /// Also a refusal.
+    pub async fn log_in(&self, user: &str) -> Result<Imap> {
+        let (imap, response) = self.login(user).await?;
+        ensure!(response.is_ok(), "login refused: {}", response.tagged);
+        Ok(imap)
+    }
+
+    /// The backend to which a login of `user` is joined now.
+    ///
+    /// # Errors
+    ///
+    /// The login is refused.
+    pub async fn owner_seen_by_login(&self, user: &str) -> Result<String> {
+        self.log_in(user).await?.server_name().await
+    }
+
+    /// Stops both services, as SIGTERM does, which must end well.
+    ///
+    /// # Errors
+    ///
+    /// One does not.
+    pub fn stop(mut self) -> Result<()> {
+        self.gateway.take().map_or(Ok(()), Child::stop)?;
+        self.proxy.take().map_or(Ok(()), Child::stop)
+    }
+}
+
+/// The sections of a backend that is a Dovecot: LMTP and IMAP, the client's address by XCLIENT and ID.
+pub fn dovecot(name: &str, server: &Dovecot) -> String {
+    format!(
+        "[backends.{name}.mail]
+host = \"127.0.0.1\"
+port = {lmtp}
+protocol = \"lmtp\"
+identity = \"xclient\"
+[backends.{name}.imap]
+host = \"127.0.0.1\"
+port = {imap}
+",
+        lmtp = server.lmtp().port(),
+        imap = server.imap().port()
+    )
+}
+
+/// The sections of a backend that takes mail by a Postfix in front of its Dovecot.
+pub fn postfix(name: &str, mail: &Postfix, imap: &Dovecot) -> String {
+    format!(
+        "[backends.{name}.mail]
+host = \"127.0.0.1\"
+port = {smtp}
+identity = \"xclient\"
+[backends.{name}.imap]
+host = \"127.0.0.1\"
+port = {imap}
+",
+        smtp = mail.smtp().port(),
+        imap = imap.imap().port()
+    )
+}
+
+fn configuration(options: &Options, identities: &[Identity; 2], place: &Place) -> String {
+    let [smtp, imap, imaps] = options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
+    let certificates: Vec<String> = identities
+        .iter()
+        .map(|Identity { cert_file, key_file }| {
+            format!("{{ cert_file = {cert_file:?}, key_file = {key_file:?} }}")
+        })
+        .collect();
+    format!(
+        "[node]
+name = \"{name}\"
+state_dir = \"{state}\"
+shutdown_grace = \"5s\"
+[ownership]
+url = \"{url}\"
+{ownership}
+[names]
+default_domain = \"example.org\"
+[tls]
+certificates = [{certificates}]
+{backends}
+[mx]
+hostname = \"{MX_HOST}\"
+smtp = {{ listen = [\"{smtp}\"] }}
+{mx}
+[login]
+hostname = \"{IMAP_HOST}\"
+imap = {{ listen = [\"{imap}\"] }}
+imaps = {{ listen = [\"{imaps}\"] }}
+failure_delay = \"0s\"
+{login}
+[log]
+format = \"json\"
+",
+        name = options.name,
+        state = place.join("state").display(),
+        url = options.url,
+        ownership = options.ownership,
+        certificates = certificates.join(", "),
+        backends = options.backends,
+        mx = options.mx,
+        login = options.login,
+    )
+}
+
+/// Waits until a service says that it serves, and returns the addresses on which it listens, in the
+/// order of the configuration.
+async fn serving(service: &Child) -> Result<Vec<SocketAddr>> {
+    service.logged(&["\"ready\""]).await?;
+    let addresses = service
+        .log()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|line| line["message"] == "listening")
+        .filter_map(|line| line["addresses"].as_str()?.trim_matches(['[', ']']).parse().ok())
+        .collect();
+    Ok(addresses)
+}
+
+fn first(addresses: &[SocketAddr]) -> Result<SocketAddr> {
+    addresses.first().copied().context("a listener was asked for")
+}
+
+/// A program of this workspace, built beside the one that runs.
+///
+/// # Errors
+///
+/// It is not there.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    // Tests are one directory below the programs.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name))
+        .find(|path| Path::is_file(path))
+        .with_context(|| format!("{name} is not built: run `cargo build --workspace --bins` first"))
+}

@@ -1,0 +1,198 @@
+//! An ownership table for a test, in either database, and the shells in which operators change it.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::node::binary;
+use crate::patience::until;
+use crate::place::Place;
+use crate::postgres::{Database, Server};
+
+/// Where the table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// A private Postgres server.
+    Postgres,
+    /// A file.
+    Sqlite,
+}
+
+/// An ownership table with its schema.
+#[derive(Debug)]
+pub struct Table {
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    Shared(&'static Server, Database),
+    Own(Box<Server>, Database),
+    File(Place),
+}
+
+/// Views over both SQLite files, which `mailshift sql` makes for a session, too.
+const VIEWS: &str = include_str!("../../config/schema/sqlite/views.sql");
+
+impl Table {
+    /// Makes an empty table.
+    ///
+    /// # Errors
+    ///
+    /// The database or `mailshift schema apply` fails; the message says how.
+    pub fn create(engine: Engine) -> Result<Self> {
+        let store = match engine {
+            Engine::Postgres => {
+                let server = Server::shared();
+                Store::Shared(server, server.create_database()?)
+            }
+            Engine::Sqlite => {
+                let place = Place::new()?;
+                place.directory("db", 0o2770, None)?;
+                Store::File(place)
+            }
+        };
+        Self::with_schema(store)
+    }
+
+    /// Makes an empty table on a Postgres server that the test may stop.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::create`].
+    pub fn on_own_server() -> Result<Self> {
+        let server = Server::start()?;
+        let database = server.create_database()?;
+        Self::with_schema(Store::Own(Box::new(server), database))
+    }
+
+    fn with_schema(store: Store) -> Result<Self> {
+        let table = Self { store };
+        table.mailshift(&["schema", "apply"])?;
+        Ok(table)
+    }
+
+    /// As `ownership.url` wants it.
+    pub fn url(&self) -> String {
+        match &self.store {
+            Store::Shared(_, database) | Store::Own(_, database) => database.url.clone(),
+            Store::File(_) => format!("sqlite:{}", self.file().display()),
+        }
+    }
+
+    /// The SQLite file.
+    ///
+    /// # Panics
+    ///
+    /// The table is in Postgres.
+    pub fn file(&self) -> PathBuf {
+        match &self.store {
+            Store::File(place) => place.join("db/ownership.db"),
+            Store::Shared(..) | Store::Own(..) => panic!("Postgres has no file"),
+        }
+    }
+
+    /// The server of [`Self::on_own_server`].
+    pub fn server(&self) -> Option<&Server> {
+        match &self.store {
+            Store::Own(server, _) => Some(server),
+            Store::Shared(..) | Store::File(_) => None,
+        }
+    }
+
+    /// Runs statements as an operator does, in `psql` or in the `sqlite3` shell, and returns what it
+    /// prints: a line a row, `|` between columns.
+    ///
+    /// # Errors
+    ///
+    /// What the shell complains about.
+    pub fn sql(&self, statements: &str) -> Result<String> {
+        match &self.store {
+            Store::Shared(server, database) => server.psql(&database.name, statements),
+            Store::Own(server, database) => server.psql(&database.name, statements),
+            Store::File(_) => sqlite3(&[], &self.file(), statements),
+        }
+        .map(|printed| printed.trim_end().to_owned())
+        .with_context(|| statements.chars().take(200).collect::<String>())
+    }
+
+    /// Gives an account to a backend by the one statement that is the interface.
+    ///
+    /// # Errors
+    ///
+    /// What the shell complains about.
+    pub fn flip(&self, account: &str, owner: &str) -> Result<()> {
+        self.sql(&format!("UPDATE accounts SET owner = '{owner}' WHERE account = '{account}';"))
+            .map(drop)
+    }
+
+    /// Waits until every live node has applied the newest change of an account: its older sessions and
+    /// deliveries are gone everywhere.
+    ///
+    /// # Errors
+    ///
+    /// It does not come to that.
+    pub async fn settled(&self, account: &str) -> Result<()> {
+        let ask = format!(
+            "SELECT CASE WHEN settled THEN 'settled' END FROM flip_status WHERE account = '{account}';"
+        );
+        let statements = match &self.store {
+            Store::Shared(..) | Store::Own(..) => ask,
+            Store::File(place) => {
+                let nodes = place.join("db/ownership-nodes.db");
+                format!("ATTACH '{}' AS nodes;\n{VIEWS}\n{ask}", nodes.display())
+            }
+        };
+        until(&format!("{account} to settle"), || {
+            self.sql(&statements).ok().filter(|printed| printed == "settled").map(drop)
+        })
+        .await
+    }
+
+    /// Runs the operator's command line on this table and returns what it prints.
+    ///
+    /// # Errors
+    ///
+    /// What it complains about.
+    pub fn mailshift(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(binary("mailshift")?)
+            .env("MAILSHIFT_URL", self.url())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("mailshift")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "mailshift {}: {complaint}", arguments.join(" "));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// Runs statements in the `sqlite3` shell, started by the command `before` (such as one that changes the
+/// user).
+///
+/// # Errors
+///
+/// What the shell complains about.
+pub fn sqlite3(before: &[&str], file: &std::path::Path, statements: &str) -> Result<String> {
+    let words: Vec<&str> = before.iter().copied().chain(["sqlite3"]).collect();
+    let (program, arguments) = words.split_first().context("nothing to run")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .args(["-bail", "-batch", "-cmd", ".timeout 10000"])
+        .arg(file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("no sqlite3 was found: run `tests/deps.sh test`, or install sqlite3")?;
+    let input = child.stdin.take();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || input.map(|mut pipe| pipe.write_all(statements.as_bytes())));
+        child.wait_with_output()
+    })?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && complaint.is_empty(), "{complaint}");
+    Ok(String::from_utf8(output.stdout)?)
+}

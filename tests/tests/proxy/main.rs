@@ -1,0 +1,54 @@
+//! The login proxy between real sockets: clients on one side, small IMAP servers with manners of their
+//! own on the other, and an owner map that the tests write to.
+
+mod backend_faults;
+mod backend_forms;
+mod chats;
+mod client_faults;
+mod flips;
+mod pipelining;
+mod routing;
+mod secrets;
+mod tls;
+
+use anyhow::Result;
+use shared::backend::Backend;
+use tests::imap_backend::{ImapBackend, Manners};
+use tests::login_node::LoginNode;
+
+/// Two backends, `old` and `new`, and a node at which `ann` and `bob` live on `old`.
+struct Stage {
+    old: ImapBackend,
+    new: ImapBackend,
+    node: LoginNode,
+}
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        Self::set_with(Manners::default(), Manners::default()).await
+    }
+
+    async fn set_with(old: Manners, new: Manners) -> Result<Self> {
+        let (old, new) = two(old, new).await?;
+        let node = LoginNode::start(configured(&old, &new))?;
+        node.set_owner("ann", "old");
+        node.set_owner("bob", "old");
+        Ok(Self { old, new, node })
+    }
+}
+
+async fn two(old: Manners, new: Manners) -> Result<(ImapBackend, ImapBackend)> {
+    Ok((ImapBackend::start("old", old).await?, ImapBackend::start("new", new).await?))
+}
+
+fn configured(old: &ImapBackend, new: &ImapBackend) -> [Backend; 2] {
+    [old.configured(), new.configured()]
+}
+
+/// A node with one backend, `old`, where `ann` lives.
+async fn alone(manners: Manners) -> Result<(ImapBackend, LoginNode)> {
+    let old = ImapBackend::start("old", manners).await?;
+    let node = LoginNode::start([old.configured()])?;
+    node.set_owner("ann", "old");
+    Ok((old, node))
+}
