@@ -176,7 +176,7 @@ impl Ownership {
 
     /// Applies changes in their order: the map first, then the marks. So work that enters at any moment
     /// either reads the change or is found by its mark (P4).
-    fn apply(&self, changes: &[(Epoch, Change)]) {
+    pub fn apply(&self, changes: &[(Epoch, Change)]) {
         let first = self.map.apply(changes.iter().map(|(epoch, change)| (*epoch, change)));
         for (version, (epoch, change)) in (first..).zip(changes) {
             self.registry.mark(&change.key(), *epoch, version);
