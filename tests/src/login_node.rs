@@ -95,7 +95,8 @@ impl LoginNode {
     ) -> Result<Self> {
         let Settings { rules, tls, implicit_tls, proxied, max_connections } = settings;
         let ownership = Ownership::new(backends.into_iter().collect());
-        ownership.lease().grant(&ownership.lease().request(), Duration::from_hours(1));
+        let lease = ownership.lease();
+        lease.grant(&lease.request(), Duration::from_hours(1));
         let lifecycle = Lifecycle::default();
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
