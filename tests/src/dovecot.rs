@@ -121,9 +121,12 @@ impl Dovecot {
         let text = dialect::configuration(self, dialect::version(&program)?)?;
         let file = self.place.write("dovecot.conf", &text, 0o644, None)?;
         let command = [&*program, "-F", "-c", &*file.to_string_lossy()];
+        // The log goes on from an earlier start, whose lines do not count.
+        let before = self.log().len();
         let child = Child::start(&[], &command, self.place.path(), LOG)?;
         let started = until("Dovecot to start", || {
             let log = self.log();
+            let log = log.get(before..).unwrap_or_default();
             (log.contains("starting up for") || log.contains("Fatal:") || !child.is_running())
                 .then_some(())
         });

@@ -11,6 +11,7 @@ pub mod gateway_node;
 pub mod imap;
 pub mod imap_backend;
 pub mod lab;
+pub mod link;
 pub mod login_node;
 pub mod node;
 pub mod patience;

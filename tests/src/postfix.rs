@@ -104,9 +104,12 @@ impl Postfix {
         // Makes the queue's directories and looks at everything's owner.
         run(sudo, &["postfix", "-c", &etc, "check"])?;
         let command = [&*format!("{daemons}/master"), "-c", &etc, "-s"];
+        // The log goes on from an earlier start, whose lines do not count.
+        let before = self.log().len();
         let child = Child::start(sudo, &command, self.place.path(), CONSOLE)?;
         let started = until("Postfix to start", || {
             let log = self.log();
+            let log = log.get(before..).unwrap_or_default();
             (log.contains("daemon started") || log.contains("fatal:") || !child.is_running())
                 .then_some(())
         });

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
 use shared::backend::Backend;
-use shared::ownership::lease::Moment;
 use shared::ownership::map::{AccountRow, AliasRow};
 use shared::ownership::{Change, DomainRow, Epoch, Ownership};
 use std::time::Duration;
@@ -28,7 +27,7 @@ impl Rows {
     /// These backends, [`DOMAIN`] without a default owner, no accounts, and a lease that lasts.
     pub fn new(backends: impl IntoIterator<Item = Backend>) -> Self {
         let ownership = Ownership::new(backends.into_iter().collect());
-        ownership.lease().renew(Moment::now(), Duration::from_hours(1));
+        ownership.lease().grant(&ownership.lease().request(), Duration::from_hours(1));
         let rows = Self { ownership, epoch: AtomicU64::new(0) };
         rows.set_domain(None);
         rows
@@ -37,8 +36,7 @@ impl Rows {
     /// What one committed change does.
     pub fn change(&self, change: &Change) -> Epoch {
         let epoch = self.epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.ownership.map().apply([(epoch, change)]);
-        self.ownership.registry().mark(&change.key(), epoch);
+        self.ownership.apply(&[(epoch, change.clone())]);
         epoch
     }
 

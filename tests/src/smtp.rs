@@ -111,7 +111,7 @@ impl Smtp {
     ///
     /// The server closes or is silent.
     pub async fn send(&mut self, from: &str, to: &[&str], message: &str) -> Result<Reply> {
-        let envelope = [format!("EHLO client.example.com"), format!("MAIL FROM:<{from}>")]
+        let envelope = ["EHLO client.example.com".to_string(), format!("MAIL FROM:<{from}>")]
             .into_iter()
             .chain(to.iter().map(|to| format!("RCPT TO:<{to}>")))
             .chain(["DATA".to_owned()]);

@@ -6,6 +6,7 @@ mod backend_forms;
 mod chats;
 mod client_faults;
 mod flips;
+mod memory;
 mod pipelining;
 mod routing;
 mod secrets;
