@@ -68,7 +68,12 @@ impl Conversation {
         Ok(conversation)
     }
 
-    fn over(socket: TcpStream) -> Result<Self> {
+    /// On a connection that is there already.
+    ///
+    /// # Errors
+    ///
+    /// It is broken.
+    pub fn over(socket: TcpStream) -> Result<Self> {
         socket.set_nodelay(true)?;
         let stream: Box<dyn Octets> = Box::new(socket);
         Ok(Self { stream: BufReader::new(stream), said: Vec::new(), patience: PATIENCE })

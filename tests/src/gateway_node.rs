@@ -17,7 +17,7 @@ use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, until};
 use crate::place::Place;
 use crate::rows::Rows;
 use crate::smtp::Smtp;
@@ -139,6 +139,18 @@ impl GatewayNode {
             }
         }
         Ok(files)
+    }
+
+    /// Waits until no temporary file is open any more.
+    ///
+    /// # Errors
+    ///
+    /// One stays.
+    pub async fn until_files_gone(&self) -> Result<()> {
+        until("temporary files gone", || {
+            self.temporary_files().is_ok_and(|files| files.is_empty()).then_some(())
+        })
+        .await
     }
 
     /// Files with a name in the node's directory.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::conversation::Conversation;
@@ -55,6 +56,15 @@ impl Smtp {
     /// As [`Self::connect`].
     pub async fn connect_from(source: IpAddr, address: SocketAddr) -> Result<Self> {
         Self::greeted(Conversation::connect_from(source, address).await?).await
+    }
+
+    /// On a connection on which something was said before the greeting, such as a PROXY header.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`].
+    pub async fn over(socket: TcpStream) -> Result<Self> {
+        Self::greeted(Conversation::over(socket)?).await
     }
 
     async fn greeted(mut conversation: Conversation) -> Result<Self> {

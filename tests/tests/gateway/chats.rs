@@ -1,1 +1,173 @@
+//! `tests/chats/smtp`: conversations with senders, played against the bare session, cut at every octet,
+//! and over sockets against a node with its owners.
 
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use mx_gateway::refusal;
+use mx_gateway::session::{Event, Session, Terms};
+use shared::address::Address;
+use shared::dialogue::Output;
+use shared::ownership::Refusal;
+use shared::smtp::path::ForwardPath;
+use shared::smtp::reply::Reply;
+use tests::chat::{Octets, Prompter, Script, escape};
+use tests::gateway_node::Settings;
+use tests::sink::{Answer, Manners, Sink};
+use tests::test_ca::{TestCa, server_name};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::*;
+
+const HOST: &str = "mx.example.org";
+
+fn scripts() -> Result<Vec<Script>> {
+    Script::all(concat!(env!("CARGO_MANIFEST_DIR"), "/chats/smtp"))
+}
+
+/// Whether STARTTLS is to be had.
+fn has_starttls(with: &[String]) -> Option<bool> {
+    match with {
+        [word] if word == "clear" => Some(false),
+        [word] if word == "starttls" => Some(true),
+        _ => None,
+    }
+}
+
+/// Stands in for the driver: ann, ben and the postmaster have an owner who takes everything.
+#[derive(Default)]
+struct Driver {
+    content: Vec<u8>,
+}
+
+impl Driver {
+    fn rcpt(path: &ForwardPath) -> Reply {
+        let ForwardPath::Mailbox(to) = path else {
+            return Reply::new(250, (1, 5), "Recipient ok");
+        };
+        let account = || "x@example.org".into();
+        let by_table = |why: &Refusal| refusal::by_table(why, to);
+        if to.domain().as_str() != "example.org" || to.local().contains(['%', '!', '@']) {
+            return refusal::relaying(to);
+        }
+        match to.local().to_lowercase().as_str() {
+            "ann" | "ben" => Reply::new(250, (1, 5), "Recipient ok"),
+            "carl" => by_table(&Refusal::UnknownBackend { account: account(), owner: "x".into() }),
+            "held" => by_table(&Refusal::Held { account: account() }),
+            _ => by_table(&Refusal::NoSuchAccount),
+        }
+    }
+}
+
+impl Prompter for Driver {
+    type Dialogue = Session;
+
+    fn start(&mut self, with: &[String], output: &mut Output) -> Session {
+        self.content.clear();
+        let terms = Terms {
+            hostname: HOST.into(),
+            max_size: Settings::default().rules.max_message_size,
+            starttls: has_starttls(with).expect("clear or starttls"),
+        };
+        let mut session = Session::new(terms, false);
+        session.greet(false, output);
+        session
+    }
+
+    fn describe(&mut self, event: &Event) -> Option<String> {
+        Some(match event {
+            Event::Mail(mail) => {
+                let size = mail.size.map(|size| format!(" SIZE={size}")).unwrap_or_default();
+                format!(
+                    "Mail({}{size}{})",
+                    mail.from,
+                    if mail.eight_bit { " 8BITMIME" } else { "" }
+                )
+            }
+            Event::Rcpt(ForwardPath::Mailbox(to)) => format!("Rcpt(<{to}>)"),
+            Event::Rcpt(ForwardPath::Postmaster) => "Rcpt(<postmaster>)".to_owned(),
+            Event::EndOfData { flawed: true } => "EndOfData(flawed)".to_owned(),
+            Event::EndOfData { flawed: false } => format!("EndOfData({})", escape(&self.content)),
+            Event::Data | Event::Body(_) | Event::Reset => return None,
+        })
+    }
+
+    fn answer(
+        &mut self,
+        session: &mut Session,
+        event: Event,
+        _: Option<&str>,
+        output: &mut Output,
+    ) {
+        let reply = match event {
+            Event::Mail(_) => Reply::new(250, (1, 0), "Sender ok"),
+            Event::Rcpt(path) => Self::rcpt(&path),
+            Event::Data => Reply::bare(354, "End data with <CR><LF>.<CR><LF>"),
+            Event::Body(octets) => return self.content.extend(octets),
+            Event::EndOfData { flawed } => {
+                self.content.clear();
+                if flawed {
+                    Reply::new(550, (6, 0), "Lone CR, or LF before a dot, in the message")
+                } else {
+                    Reply::new(250, (0, 0), "Ok, delivered as id")
+                }
+            }
+            Event::Reset => return,
+        };
+        session.answer(&reply, output);
+    }
+}
+
+#[test]
+fn every_conversation_goes_as_written_wherever_it_is_cut() -> Result<()> {
+    for script in scripts()? {
+        script.play(&mut Driver::default())?;
+    }
+    Ok(())
+}
+
+/// Nodes with and without STARTTLS.
+struct Nodes {
+    _old: Sink,
+    clear: GatewayNode,
+    starttls: GatewayNode,
+    connector: TlsConnector,
+}
+
+impl Nodes {
+    async fn start() -> Result<Self> {
+        let ca = TestCa::new()?;
+        let unknown = Answer::Say("550 5.1.1 unknown");
+        let old = Sink::start("old", Manners::default().but("RCPT TO:<gone@", unknown)).await?;
+        let tls = Arc::clone(ca.issue(HOST)?.acceptor()?.config());
+        let node = |tls| -> Result<GatewayNode> {
+            let mut settings = Settings { tls, ..Settings::default() };
+            settings.rules.postmaster = Some(Address::parse(ANN)?);
+            let node = GatewayNode::start_with([old.configured()], settings)?;
+            node.set_domain(Some("old"));
+            node.set_owner("ann", "old");
+            node.set_owner("carl", "no-such-backend");
+            node.hold("held", "old");
+            Ok(node)
+        };
+        let (clear, starttls) = (node(None)?, node(Some(tls))?);
+        Ok(Self { _old: old, clear, starttls, connector: ca.connector()? })
+    }
+
+    async fn secure(&self, stream: Box<dyn Octets>) -> Result<Box<dyn Octets>> {
+        Ok(Box::new(self.connector.connect(server_name(HOST)?, stream).await?))
+    }
+}
+
+#[tokio::test]
+async fn every_conversation_goes_as_written_over_sockets() -> Result<()> {
+    let nodes = Nodes::start().await?;
+    for script in scripts()? {
+        let starttls = has_starttls(script.with()).with_context(|| script.name().to_owned())?;
+        let node = if starttls { &nodes.starttls } else { &nodes.clear };
+        let stream = Box::new(TcpStream::connect(node.address).await?);
+        script.play_over(stream, async |stream| nodes.secure(stream).await).await?;
+    }
+    Ok(())
+}
