@@ -79,7 +79,7 @@ pub fn context(
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).
-fn full(refused: Refused) -> Vec<u8> {
+pub fn full(refused: Refused) -> Vec<u8> {
     match refused {
         Refused::TooMany => b"421 4.3.2 Too many connections, try again later\r\n".to_vec(),
         Refused::TooManyFromAddress => {

@@ -103,6 +103,9 @@ struct Recipient {
     registration: Registration,
 }
 
+/// Told of each verdict.
+pub type Record<'a> = &'a (dyn Fn(&Delivered) + Sync);
+
 /// What is known of each recipient so far, in their order.
 type Verdicts = [Option<(Verdict, Option<String>)>];
 
@@ -132,8 +135,13 @@ impl<'a> Delivery<'a> {
         self.connection = connection;
     }
 
-    /// Sends, waits for the verdicts, and judges whether they count.
-    pub async fn run(mut self, header: &str, message: &Message) -> Vec<Delivered> {
+    /// Sends, waits for the verdicts, judges whether they count, and records them.
+    pub async fn run(
+        mut self,
+        header: &str,
+        message: &Message,
+        record: Record<'_>,
+    ) -> Vec<Verdict> {
         let limit = self.cx.rules.delivery_timeout;
         let connection = self.connection.take();
         let mut verdicts = vec![None; self.recipients.len()];
@@ -152,7 +160,11 @@ impl<'a> Delivery<'a> {
             let (verdict, why) =
                 verdict.unwrap_or_else(|| (Verdict::Unfinished, cut_short.clone()));
             let Recipient { address: to, owner, registration } = recipient;
-            Delivered { to, owner: Some(owner), verdict, why, registration: Some(registration) }
+            let delivered = Delivered { to, owner: Some(owner), verdict, why };
+            record(&delivered);
+            // Recorded: only now a fence need not wait for it any more.
+            drop(registration);
+            delivered.verdict
         });
         judged.collect()
     }

@@ -238,12 +238,9 @@ impl Conversation<'_> {
         let id = uuid::Uuid::now_v7().simple().to_string();
         let header = self.trace(&transaction, &id);
         let from = transaction.mail().from.clone();
-        let delivered = transaction.deliver(self.cx, self.introduction(), &header, message).await;
-        for one in &delivered {
-            self.record(&id, &from, one, message.octets(), began);
-        }
-        // Every verdict is recorded: the registrations end only now, with `delivered`.
-        let verdicts: Vec<Verdict> = delivered.into_iter().map(|one| one.verdict).collect();
+        let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
+        let verdicts =
+            transaction.deliver(self.cx, self.introduction(), &header, message, &record).await;
         outcome::reply(&verdicts, &id)
     }
 

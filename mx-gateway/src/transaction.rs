@@ -10,13 +10,13 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use shared::address::Address;
 use shared::backend::Backend;
-use shared::ownership::{Name, Owner, Refusal, Registration, Work};
+use shared::ownership::{Name, Owner, Refusal, Work};
 use shared::smtp::command::Mail;
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::{Class, Reply};
 
 use crate::body::Message;
-use crate::delivery::{Begun, Connection, Delivery, DeliveryError, Introduction, begin};
+use crate::delivery::{Begun, Connection, Delivery, DeliveryError, Introduction, Record, begin};
 use crate::outcome::Verdict;
 use crate::refusal;
 use crate::serve::Context;
@@ -80,8 +80,6 @@ pub struct Delivered {
     pub verdict: Verdict,
     /// Why there is none.
     pub why: Option<String>,
-    /// Kept until the verdict is recorded: until then a fence waits for this delivery (P5).
-    pub registration: Option<Registration>,
 }
 
 impl Transaction {
@@ -191,15 +189,18 @@ impl Transaction {
         answer
     }
 
-    /// Sends the message to every owner at once and returns what became of each recipient.
+    /// Sends the message to every owner at once and returns what became of each recipient. `record` is
+    /// told of each as soon as that is known, whatever the others wait for; until then a fence waits for
+    /// it (P5).
     pub async fn deliver(
         mut self,
         cx: &Context,
         introduction: Introduction<'_>,
         header: &str,
         message: &Message,
-    ) -> Vec<Delivered> {
-        let mut delivered = Vec::with_capacity(self.recipients.len());
+        record: Record<'_>,
+    ) -> Vec<Verdict> {
+        let mut verdicts = Vec::with_capacity(self.recipients.len());
         let mut deliveries: Vec<(Delivery<'_>, Vec<usize>)> = Vec::new();
         for (place, recipient) in self.recipients.iter().enumerate() {
             let Recipient { address, name } = recipient;
@@ -219,7 +220,11 @@ impl Transaction {
                         places.push(place);
                     }
                 }
-                Err(refusal) => delivered.push(not_owned(&refusal, address)),
+                Err(refusal) => {
+                    let unowned = unowned(&refusal, address);
+                    record(&unowned);
+                    verdicts.push(unowned.verdict);
+                }
             }
         }
         for (delivery, places) in &mut deliveries {
@@ -227,11 +232,12 @@ impl Transaction {
         }
         // Transactions that nobody needs any more end here, before any data is sent.
         self.legs.clear();
-        let sent = deliveries.into_iter().map(|(delivery, _)| delivery.run(header, message));
+        let sent =
+            deliveries.into_iter().map(|(delivery, _)| delivery.run(header, message, record));
         for group in join_all(sent).await {
-            delivered.extend(group);
+            verdicts.extend(group);
         }
-        delivered
+        verdicts
     }
 
     /// Ends the transaction without a message; connections that can be used again are kept.
@@ -257,13 +263,12 @@ fn connection_for(legs: &mut [Leg], backend: &Backend, places: &[usize]) -> Opti
     }
 }
 
-fn not_owned(refusal: &Refusal, to: &Address) -> Delivered {
+fn unowned(refusal: &Refusal, to: &Address) -> Delivered {
     Delivered {
         to: to.clone(),
         owner: None,
         verdict: Verdict::Refused(refusal::by_table(refusal, to)),
         why: Some(refusal.to_string()),
-        registration: None,
     }
 }
 

@@ -9,6 +9,8 @@
 //! does not have, a held account: each is its own [`Refusal`].
 
 pub mod feed;
+#[cfg(test)]
+mod interleavings;
 pub mod lease;
 pub mod map;
 pub mod name;
@@ -20,7 +22,7 @@ pub mod table;
 use std::sync::Arc;
 
 pub use lease::Lease;
-pub use map::{Change, DomainRow, OwnerMap};
+pub use map::{Change, DomainRow, OwnerMap, Version};
 pub use name::{Name, NameError};
 pub use registry::{Registration, Work};
 
@@ -30,6 +32,9 @@ use registry::Registry;
 
 /// The version of a row: the number of the change that made it. 0 for "no row".
 pub type Epoch = u64;
+
+/// How often work enters anew because the table changed at that moment.
+const ENTER_ATTEMPTS: usize = 8;
 
 /// A node's view of the ownership table. Shared by everything that routes.
 #[derive(Debug)]
@@ -124,19 +129,40 @@ impl Ownership {
     ///
     /// A [`Refusal`]; nothing stays registered then.
     pub fn enter(&self, name: &Name, work: Work) -> Result<(Owner, Registration), Refusal> {
-        // Which names to register under is itself an answer of the map, so it is read twice.
-        let mut trail = self.map.resolve(name).trail;
-        for _ in 0..8 {
+        self.enter_stepwise(name, work, || {})
+    }
+
+    /// [`Self::enter`]; between any two of its steps it calls `between`, where a test puts changes.
+    fn enter_stepwise(
+        &self,
+        name: &Name,
+        work: Work,
+        mut between: impl FnMut(),
+    ) -> Result<(Owner, Registration), Refusal> {
+        for _ in 0..ENTER_ATTEMPTS {
+            if !self.lease.is_valid() {
+                return Err(Refusal::Stale);
+            }
+            // Which names to register under is itself an answer of the map, so it is read twice.
+            let trail = self.map.resolve(name).trail;
+            between();
             let registration = Registry::enter(&self.registry, trail, work);
+            between();
             if !self.lease.is_valid() {
                 return Err(Refusal::Stale);
             }
             let answer = self.map.resolve(name);
-            if registration.covers(&answer.trail) {
-                registration.read(&answer.account, &answer.trail);
-                return self.owner(answer).map(|owner| (owner, registration));
+            between();
+            if !registration.is_under(&answer.trail) {
+                continue;
             }
-            trail = answer.trail;
+            registration.read(&answer.account, answer.version);
+            between();
+            // Marked before it had read: it drains under whatever name that was, and may be wrong.
+            if registration.is_outdated() {
+                continue;
+            }
+            return self.owner(answer).map(|owner| (owner, registration));
         }
         Err(Refusal::Unsettled)
     }
@@ -144,7 +170,41 @@ impl Ownership {
     /// True when what `registration` read still stands and may be acted upon: its rows did not change
     /// and the lease runs. P3 asks this after an owner's 2xx has arrived, P4 after a backend's yes.
     pub fn still_stands(&self, registration: &Registration) -> bool {
-        !registration.is_outdated() && self.lease.is_valid()
+        // In this order: a lease that ended and began again between the two has marked the work.
+        self.lease.is_valid() && !registration.is_outdated()
+    }
+
+    /// Applies changes in their order: the map first, then the marks. So work that enters at any moment
+    /// either reads the change or is found by its mark (P4).
+    pub fn apply(&self, changes: &[(Epoch, Change)]) {
+        let first = self.map.apply(changes.iter().map(|(epoch, change)| (*epoch, change)));
+        for (version, (epoch, change)) in (first..).zip(changes) {
+            self.registry.mark(&change.key(), *epoch, version);
+        }
+    }
+
+    /// Takes a copy that was read afresh. What differs is a change like any other.
+    fn replace(&self, fresh: map::Tables, epoch: Epoch) {
+        let (version, differences) = self.map.replace(fresh);
+        for change in differences {
+            self.registry.mark(&change.key(), epoch, version);
+        }
+    }
+
+    /// Ends all work if the lease has run out. True for the first caller who finds that.
+    fn lapse(&self) -> bool {
+        let lapsed = self.lease.lapse();
+        if lapsed {
+            self.registry.mark_all();
+        }
+        lapsed
+    }
+
+    /// Stops serving now: ends the lease and all work. True when anything could be served until now.
+    fn stop_serving(&self) -> bool {
+        let served = self.lease.end();
+        self.registry.mark_all();
+        served
     }
 
     /// What the feed writes to.

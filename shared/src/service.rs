@@ -116,7 +116,7 @@ async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, Servi
     let node = Node {
         name: service.config.node.name.clone(),
         service: name,
-        incarnation: uuid::Uuid::new_v4().to_string().into(),
+        incarnation: format!("{}/{}", service.state.id(), uuid::Uuid::new_v4()).into(),
         backends: digests(&service.config.backends),
     };
     let store = loop {

@@ -1,7 +1,10 @@
 //! A service's own directory: one process at a time.
+//!
+//! It has an id of its own, made with it. A node's name in the ownership table belongs to that id, so that
+//! a second process with the same name, on another machine, is noticed.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +12,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    id: Box<str>,
     _lock: File,
 }
 
@@ -55,13 +59,41 @@ impl StateDir {
         // For people who look who holds it; the lock is what counts.
         lock.set_len(0).map_err(unusable)?;
         writeln!(lock, "{}", std::process::id()).map_err(unusable)?;
-        Ok(Self { path, _lock: lock })
+        let id = id_of(&path).map_err(unusable)?;
+        Ok(Self { path, id, _lock: lock })
+    }
+
+    /// Its id: the same at each start.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Reads the id, or makes one. Whoever calls has the lock.
+fn id_of(path: &Path) -> std::io::Result<Box<str>> {
+    let file = path.join("id");
+    match fs::read_to_string(&file) {
+        Ok(text) => {
+            if let Ok(id) = uuid::Uuid::parse_str(text.trim()) {
+                return Ok(id.to_string().into());
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Written elsewhere and moved: a file that was cut short would be another id at each start.
+    let id = uuid::Uuid::new_v4().to_string();
+    let fresh = path.join("id.new");
+    let mut written = File::create(&fresh)?;
+    writeln!(written, "{id}")?;
+    written.sync_all()?;
+    fs::rename(&fresh, &file)?;
+    Ok(id.into())
 }
 
 #[cfg(test)]
@@ -77,5 +109,17 @@ mod tests {
         StateDir::lock(base.path(), "mx-gateway").expect("the other service has its own");
         drop(first);
         StateDir::lock(base.path(), "login-proxy").expect("free again");
+    }
+
+    #[test]
+    fn a_state_directory_keeps_its_id() {
+        let base = tempfile::tempdir().unwrap();
+        let id = StateDir::lock(base.path(), "login-proxy").unwrap().id().to_owned();
+        assert_eq!(StateDir::lock(base.path(), "login-proxy").unwrap().id(), id);
+        assert_ne!(StateDir::lock(base.path(), "mx-gateway").unwrap().id(), id);
+        std::fs::write(base.path().join("login-proxy/id"), "").unwrap();
+        let another = StateDir::lock(base.path(), "login-proxy").unwrap().id().to_owned();
+        assert_ne!(another, id, "an empty file is no id");
+        assert_eq!(StateDir::lock(base.path(), "login-proxy").unwrap().id(), another);
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use shared::backend::Backends;
 use shared::ownership::map::{AccountRow, AliasRow, Change, DomainRow, Tables};
-use shared::ownership::{Name, Ownership, lease};
+use shared::ownership::{Name, Ownership};
 
 use crate::measure;
 
@@ -21,7 +21,8 @@ pub async fn run() -> anyhow::Result<()> {
     ownership.map().replace(tables());
     let after = measure::resident(own)?;
     println!("memory: {:.0} MB", (after - before) as f64 / 1e6);
-    ownership.lease().renew(lease::Moment::now(), Duration::from_secs(3600));
+    let lease = ownership.lease();
+    lease.grant(&lease.request(), Duration::from_secs(3600));
     let names: Vec<Name> = (0..4096)
         .map(|_| Name::of_login(account(fastrand::usize(..ACCOUNTS)).as_bytes()))
         .collect::<Result<_, _>>()?;

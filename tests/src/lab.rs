@@ -7,6 +7,7 @@ use crate::dovecot::{self, Dovecot};
 use crate::node::{self, Node};
 use crate::table::{Engine, Table};
 use crate::test_ca::TestCa;
+use crate::user::User;
 
 /// The accounts that both servers know, all with the password `secret`.
 pub const ACCOUNTS: [&str; 4] =
@@ -33,6 +34,15 @@ impl Lab {
     /// Something does not start; the message says what is missing.
     pub async fn start(engine: Engine) -> Result<Self> {
         Self::with_table(Table::create(engine)?).await
+    }
+
+    /// The same with a table in a file of `user`'s. Wants root.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub async fn start_for(user: User) -> Result<Self> {
+        Self::with_table(Table::of_user(user)?).await
     }
 
     /// The same with a table made elsewhere.

@@ -13,7 +13,6 @@ use shared::backend::Backend;
 use shared::config::{Bind, ListenerConfig, ListenerTls, LoginConfig, ProxyMode};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
-use shared::ownership::lease::Moment;
 use shared::ownership::map::{AccountRow, AliasRow};
 use shared::ownership::{Change, DomainRow, Epoch, Ownership};
 use tokio::time::timeout;
@@ -96,7 +95,7 @@ impl LoginNode {
     ) -> Result<Self> {
         let Settings { rules, tls, implicit_tls, proxied, max_connections } = settings;
         let ownership = Ownership::new(backends.into_iter().collect());
-        ownership.lease().renew(Moment::now(), Duration::from_hours(1));
+        ownership.lease().grant(&ownership.lease().request(), Duration::from_hours(1));
         let lifecycle = Lifecycle::default();
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -124,8 +123,7 @@ impl LoginNode {
     /// What one committed change does: the map first, then the mark.
     pub fn change(&self, change: &Change) -> Epoch {
         let epoch = self.epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.ownership.map().apply([(epoch, change)]);
-        self.ownership.registry().mark(&change.key(), epoch);
+        self.ownership.apply(&[(epoch, change.clone())]);
         epoch
     }
 

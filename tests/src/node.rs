@@ -12,6 +12,7 @@ use crate::place::Place;
 use crate::postfix::Postfix;
 use crate::smtp::{self, Reply, Smtp};
 use crate::test_ca::{Identity, TestCa};
+use crate::user::User;
 
 /// The name that clients know the login proxy by.
 pub const IMAP_HOST: &str = "imap.example.org";
@@ -35,6 +36,8 @@ pub struct Options {
     pub login: String,
     /// Where the services listen, if not on ports that the system chooses: SMTP, IMAP, IMAP with TLS.
     pub listen: Option<[SocketAddr; 3]>,
+    /// Whom the services run as, if not this user. Wants root.
+    pub run_as: Option<User>,
 }
 
 /// Both services of one node. They stop with this value.
@@ -48,6 +51,7 @@ pub struct Node {
     imap: SocketAddr,
     imaps: SocketAddr,
     ca_file: PathBuf,
+    run_as: Option<User>,
     place: Place,
 }
 
@@ -60,6 +64,7 @@ impl Node {
     pub async fn start(options: &Options, ca: &TestCa) -> Result<Self> {
         let place = Place::new()?;
         let identities = [ca.issue(IMAP_HOST)?, ca.issue(MX_HOST)?];
+        place.directory("state", 0o700, options.run_as)?;
         place.write("mailshift.toml", &configuration(options, &identities, &place), 0o644, None)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut node = Self {
@@ -69,6 +74,7 @@ impl Node {
             imap: nowhere,
             imaps: nowhere,
             ca_file: ca.file(),
+            run_as: options.run_as,
             place,
         };
         // Both at once: each waits for the table.
@@ -83,9 +89,18 @@ impl Node {
     }
 
     fn launch(&self, service: &str) -> Result<Child> {
-        let program = binary(service)?;
+        let mut program = binary(service)?;
+        let mut before = Vec::new();
+        if let Some(user) = self.run_as {
+            // Where it was built may be closed to others.
+            let copy = self.place.join(service);
+            std::fs::copy(&program, &copy)?;
+            program = copy;
+            before = user.before_command();
+        }
         let file = self.configuration();
         let command = [&*program.to_string_lossy(), "run", "--config", &file.to_string_lossy()];
+        let command: Vec<&str> = before.iter().map(String::as_str).chain(command).collect();
         Child::start(&[], &command, self.place.path(), &format!("{service}.log"))
     }
 
@@ -181,6 +196,16 @@ impl Node {
         self.log_in(user).await?.server_name().await
     }
 
+    /// Ends both services as a crash would.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn crash(mut self) -> Result<()> {
+        self.gateway.take().map_or(Ok(()), Child::kill)?;
+        self.proxy.take().map_or(Ok(()), Child::kill)
+    }
+
     /// Stops both services, as SIGTERM does, which must end well.
     ///
     /// # Errors
@@ -194,34 +219,34 @@ impl Node {
 
 /// The sections of a backend that is a Dovecot: LMTP and IMAP, the client's address by XCLIENT and ID.
 pub fn dovecot(name: &str, server: &Dovecot) -> String {
-    format!(
-        "[backends.{name}.mail]
-host = \"127.0.0.1\"
-port = {lmtp}
-protocol = \"lmtp\"
-identity = \"xclient\"
-[backends.{name}.imap]
-host = \"127.0.0.1\"
-port = {imap}
-",
-        lmtp = server.lmtp().port(),
-        imap = server.imap().port()
-    )
+    by_lmtp(name, server.lmtp(), server.imap())
+}
+
+/// The same on ways of one's own to both ([`crate::link::Link`]).
+pub fn by_lmtp(name: &str, lmtp: SocketAddr, imap: SocketAddr) -> String {
+    backend(name, lmtp, "lmtp", imap)
 }
 
 /// The sections of a backend that takes mail by a Postfix in front of its Dovecot.
 pub fn postfix(name: &str, mail: &Postfix, imap: &Dovecot) -> String {
+    backend(name, mail.smtp(), "smtp", imap.imap())
+}
+
+fn backend(name: &str, mail: SocketAddr, protocol: &str, imap: SocketAddr) -> String {
     format!(
         "[backends.{name}.mail]
-host = \"127.0.0.1\"
-port = {smtp}
+host = \"{}\"
+port = {}
+protocol = \"{protocol}\"
 identity = \"xclient\"
 [backends.{name}.imap]
-host = \"127.0.0.1\"
-port = {imap}
+host = \"{}\"
+port = {}
 ",
-        smtp = mail.smtp().port(),
-        imap = imap.imap().port()
+        mail.ip(),
+        mail.port(),
+        imap.ip(),
+        imap.port()
     )
 }
 

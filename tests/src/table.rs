@@ -1,7 +1,7 @@
 //! An ownership table for a test, in either database, and the shells in which operators change it.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,7 @@ use crate::node::binary;
 use crate::patience::until;
 use crate::place::Place;
 use crate::postgres::{Database, Server};
+use crate::user::User;
 
 /// Where the table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,18 @@ impl Table {
         let server = Server::start()?;
         let database = server.create_database()?;
         Self::with_schema(Store::Own(Box::new(server), database))
+    }
+
+    /// Makes an empty table in a file of `user`'s. Wants root.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::create`].
+    pub fn of_user(user: User) -> Result<Self> {
+        let place = Place::new()?;
+        // Setgid: whatever a shell makes in it belongs to the services' group.
+        place.directory("db", 0o2770, Some(user))?;
+        Self::with_schema(Store::File(place))
     }
 
     fn with_schema(store: Store) -> Result<Self> {
@@ -128,6 +141,22 @@ impl Table {
             .map(drop)
     }
 
+    /// What the view `flip_status` says of an account, columns separated by `|`.
+    ///
+    /// # Errors
+    ///
+    /// What the shell complains about.
+    pub fn flip_status(&self, account: &str, columns: &str) -> Result<String> {
+        let ask = format!("SELECT {columns} FROM flip_status WHERE account = '{account}';");
+        match &self.store {
+            Store::Shared(..) | Store::Own(..) => self.sql(&ask),
+            Store::File(place) => {
+                let nodes = place.join("db/ownership-nodes.db");
+                self.sql(&format!("ATTACH '{}' AS nodes;\n{VIEWS}\n{ask}", nodes.display()))
+            }
+        }
+    }
+
     /// Waits until every live node has applied the newest change of an account: its older sessions and
     /// deliveries are gone everywhere.
     ///
@@ -135,18 +164,9 @@ impl Table {
     ///
     /// It does not come to that.
     pub async fn settled(&self, account: &str) -> Result<()> {
-        let ask = format!(
-            "SELECT CASE WHEN settled THEN 'settled' END FROM flip_status WHERE account = '{account}';"
-        );
-        let statements = match &self.store {
-            Store::Shared(..) | Store::Own(..) => ask,
-            Store::File(place) => {
-                let nodes = place.join("db/ownership-nodes.db");
-                format!("ATTACH '{}' AS nodes;\n{VIEWS}\n{ask}", nodes.display())
-            }
-        };
         until(&format!("{account} to settle"), || {
-            self.sql(&statements).ok().filter(|printed| printed == "settled").map(drop)
+            let settled = self.flip_status(account, "CASE WHEN settled THEN 'settled' END");
+            settled.ok().filter(|printed| printed == "settled").map(drop)
         })
         .await
     }
@@ -175,7 +195,7 @@ impl Table {
 /// # Errors
 ///
 /// What the shell complains about.
-pub fn sqlite3(before: &[&str], file: &std::path::Path, statements: &str) -> Result<String> {
+pub fn sqlite3(before: &[&str], file: &Path, statements: &str) -> Result<String> {
     let words: Vec<&str> = before.iter().copied().chain(["sqlite3"]).collect();
     let (program, arguments) = words.split_first().context("nothing to run")?;
     let mut child = Command::new(program)
@@ -195,4 +215,28 @@ pub fn sqlite3(before: &[&str], file: &std::path::Path, statements: &str) -> Res
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && complaint.is_empty(), "{complaint}");
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Locks an SQLite file for writing in a `sqlite3` shell of its own, until something comes by `release`.
+///
+/// # Errors
+///
+/// What the shell complains about.
+pub fn with_lock(file: &Path, release: std::sync::mpsc::Receiver<()>) -> Result<()> {
+    let mut child = Command::new("sqlite3")
+        .args(["-bail", "-batch", "-cmd", ".timeout 10000"])
+        .arg(file)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("sqlite3")?;
+    let mut input = child.stdin.take().context("a pipe was asked for")?;
+    input.write_all(b"BEGIN EXCLUSIVE;\n")?;
+    // An error only says that the other side has gone.
+    let _ = release.recv_timeout(crate::patience::PATIENCE);
+    input.write_all(b"ROLLBACK;\n")?;
+    drop(input);
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

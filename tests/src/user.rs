@@ -38,6 +38,19 @@ impl User {
             .with_context(|| format!("this machine has no user {name}"))
     }
 
+    /// What to put before a command so that it runs as this user, in no other group. Wants root.
+    pub fn before_command(self) -> Vec<String> {
+        let Self { uid, gid } = self;
+        let words = [
+            "setpriv",
+            &format!("--reuid={uid}"),
+            &format!("--regid={gid}"),
+            "--clear-groups",
+            "--",
+        ];
+        words.map(str::to_owned).to_vec()
+    }
+
     /// Someone who owns nothing of value: oneself, or `nobody` for root, whom mail servers refuse.
     ///
     /// # Errors

@@ -4,6 +4,12 @@
 //! reads the changes after the cursor, applies them in their order (map first, marks second), and when
 //! the pages end says so in the table. A notification only wakes the poll earlier; losing one costs at
 //! most the poll interval.
+//!
+//! What goes wrong is of four kinds. The database does not answer: the lease runs on, then everything is
+//! refused until it does. It lost changes: [`history`]. It does not count this node any more (forgotten,
+//! deleted, its name taken): stop at once, then enter anew. It is read-only: no lease.
+
+mod history;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +17,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::lease::Moment;
-use super::store::{Cursor, Page, Snapshot, Store, StoreError};
+use super::registry::Busy;
+use super::store::{Cursor, Page, Report, Snapshot, Store, StoreError};
 use super::{Epoch, Ownership};
 
-/// Longest wait for one poll. Well above a busy database's answer, well below the lease.
-const POLL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for an answer to one statement of a poll, then there is a new connection.
+const POLL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait where another's lock may be in the way.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the whole table.
 const LOAD_TIMEOUT: Duration = Duration::from_mins(2);
 /// Waits between attempts to reach a database that is away.
@@ -25,21 +33,25 @@ const RETRY: Duration = Duration::from_millis(500);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// How often the guard looks whether the lease has ended, when it has not.
 const GUARD_EVERY: Duration = Duration::from_millis(250);
+/// How often holds are looked at whose lease is over.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+/// Work that ends one by one after a bulk flip is reported together, this often.
+const DRAINED_EVERY: Duration = Duration::from_millis(20);
 /// Added to the lease in the table, so that it ends there later than here (DESIGN §2a).
 pub const LEASE_MARGIN: Duration = Duration::from_secs(10);
 
 /// Keeps an [`Ownership`] current from a [`Store`].
 #[derive(Debug)]
 pub struct Feed {
-    store: Store,
+    store: Arc<Store>,
     ownership: Arc<Ownership>,
     cursor: Cursor,
     /// How long one granted lease runs here.
     max_staleness: Duration,
     poll_interval: Duration,
     complaint: Complaint,
-    /// What was last written to `busy`, to write it only when it changes.
-    reported: Option<(Epoch, Vec<super::registry::Busy>)>,
+    /// What was last written to `busy` and at which epoch; `None` when that is not known.
+    reported: Option<(Epoch, Vec<Busy>)>,
 }
 
 /// What a poll is for.
@@ -47,15 +59,8 @@ pub struct Feed {
 enum Poll {
     /// The interval is over: renew the lease, then read.
     Interval,
-    /// Somebody said that there is something to read.
+    /// Somebody said that there is something to read or to report.
     Notified,
-}
-
-/// What one poll found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Current,
-    HistoryLost,
 }
 
 impl Feed {
@@ -68,7 +73,7 @@ impl Feed {
         poll_interval: Duration,
     ) -> Self {
         let mut feed = Self {
-            store,
+            store: Arc::new(store),
             ownership,
             cursor: Cursor::default(),
             max_staleness,
@@ -81,56 +86,43 @@ impl Feed {
                 Ok(()) => return feed,
                 Err(error) => feed.complaint.make("cannot load the ownership table", &error),
             }
+            feed.store.reconnect();
             sleep(RETRY).await;
         }
     }
 
     /// Follows the table until `stop` is cancelled, then takes the node's row out.
     pub async fn run(mut self, stop: CancellationToken) {
-        let ownership = Arc::clone(&self.ownership);
+        let (ownership, store) = (Arc::clone(&self.ownership), Arc::clone(&self.store));
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.follow() => {}
             () = guard_lease(&ownership) => {}
+            () = expire_holds(&store) => {}
         }
-        self.ownership.lease().end();
-        self.ownership.registry().mark_all();
-        match timeout(POLL_TIMEOUT, self.store.leave()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot take this node out of the table"),
-            Err(_) => tracing::warn!("cannot take this node out of the table in time"),
+        ownership.stop_serving();
+        match in_time(WRITE_TIMEOUT, store.leave()).await {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "cannot take this node out of the table"),
         }
     }
 
     async fn begin(&mut self) -> Result<(), StoreError> {
-        in_time(POLL_TIMEOUT, self.store.enter()).await?;
-        self.load().await?;
-        match self.poll(Poll::Interval).await? {
-            Outcome::Current => Ok(()),
-            Outcome::HistoryLost => Err(StoreError::HistoryLost),
-        }
+        in_time(WRITE_TIMEOUT, self.store.enter()).await?;
+        let snapshot = in_time(LOAD_TIMEOUT, self.store.load()).await?;
+        self.install(snapshot);
+        self.poll(Poll::Interval).await
     }
 
-    async fn load(&mut self) -> Result<(), StoreError> {
-        let began = Instant::now();
-        let Snapshot { tables, cursor } = in_time(LOAD_TIMEOUT, self.store.load()).await?;
+    /// Takes a snapshot for the copy and goes on from it.
+    fn install(&mut self, snapshot: Snapshot) {
+        let Snapshot { tables, cursor } = snapshot;
+        self.ownership.replace(tables, cursor.epoch);
         self.cursor = cursor;
         self.reported = None;
-        // What differs from the copy so far is a change like any other: work that depends on it ends.
-        for change in self.ownership.map().replace(tables) {
-            self.ownership.registry().mark(&change.key(), Epoch::MAX);
-        }
         let (accounts, aliases, domains) = self.ownership.map().counts();
-        let ms = began.elapsed().as_millis();
-        tracing::info!(
-            accounts,
-            aliases,
-            domains,
-            epoch = self.cursor.epoch,
-            ms,
-            "ownership loaded"
-        );
-        Ok(())
+        let epoch = self.cursor.epoch;
+        tracing::info!(accounts, aliases, domains, epoch, "ownership loaded");
     }
 
     /// Polls for ever. Ends never; the caller drops it.
@@ -138,103 +130,189 @@ impl Feed {
         let registry = Arc::clone(self.ownership.registry());
         let mut waker = self.store.waker();
         let mut next = Instant::now() + self.poll_interval;
+        let mut polled = Instant::now();
         loop {
+            let drained = async {
+                registry.drained().await;
+                sleep_until(polled + DRAINED_EVERY).await;
+            };
             let poll = tokio::select! {
+                biased;
                 () = sleep_until(next) => Poll::Interval,
                 () = waker.told() => Poll::Notified,
-                () = registry.drained() => Poll::Notified,
+                () = drained => Poll::Notified,
             };
             if poll == Poll::Interval {
                 next = Instant::now() + self.poll_interval;
             }
             match self.poll(poll).await {
-                Ok(Outcome::Current) => self.complaint.withdraw("ownership table is read again"),
-                Ok(Outcome::HistoryLost) => self.recover_history().await,
+                Ok(()) => self.complaint.withdraw("the ownership table is read again"),
                 Err(error) => {
-                    self.complaint.make("cannot read the ownership table", &error);
-                    sleep(RETRY).await;
+                    self.mend(error).await;
+                    // The next one renews the lease, whatever this one was for.
+                    next = Instant::now();
                 }
             }
+            polled = Instant::now();
         }
     }
 
     /// Reads all changes after the cursor, applies them, and says in the table that they are.
-    async fn poll(&mut self, poll: Poll) -> Result<Outcome, StoreError> {
-        let sent = Moment::now();
-        if poll == Poll::Interval {
-            let length = self.max_staleness.saturating_add(LEASE_MARGIN);
-            in_time(POLL_TIMEOUT, self.store.renew_lease(length)).await?;
-        }
-        loop {
-            let page = in_time(POLL_TIMEOUT, self.store.changes_after(&self.cursor)).await?;
-            let Page { intact: true, changes, cursor, more } = page else {
-                return Ok(Outcome::HistoryLost);
-            };
-            self.ownership.map().apply(changes.iter().map(|(epoch, change)| (*epoch, change)));
-            // Only now: work that enters from here on reads the new row.
-            for (epoch, change) in &changes {
-                self.ownership.registry().mark(&change.key(), *epoch);
+    async fn poll(&mut self, poll: Poll) -> Result<(), StoreError> {
+        let ownership = Arc::clone(&self.ownership);
+        // A process that was suspended wakes up here or in the guard.
+        self.lapse();
+        let request = ownership.lease().request();
+        let grant = match poll {
+            Poll::Interval => {
+                let length = self.max_staleness.saturating_add(LEASE_MARGIN);
+                Some(in_time(POLL_TIMEOUT, self.store.renew_lease(length)).await?)
             }
+            Poll::Notified => None,
+        };
+        loop {
+            let page = self.store.changes_after(&self.cursor, grant.as_ref());
+            let Page { changes, cursor, more } = in_time(POLL_TIMEOUT, page).await?;
+            ownership.apply(&changes);
             self.cursor = cursor;
             if !more {
                 break;
             }
         }
-        if poll == Poll::Interval {
-            self.ownership.lease().renew(sent, self.max_staleness);
+        if grant.is_some() {
+            self.lapse();
+            ownership.lease().grant(&request, self.max_staleness);
         }
         self.report().await
     }
 
     /// Says in the table how far this node has applied the changes and what still runs against them.
-    async fn report(&mut self) -> Result<Outcome, StoreError> {
-        let busy = self.ownership.registry().busy();
+    async fn report(&mut self) -> Result<(), StoreError> {
+        let mut busy = self.ownership.registry().busy();
+        for b in &mut busy {
+            // The end of a lease marks work without a change.
+            b.epoch = b.epoch.min(self.cursor.epoch);
+        }
         let state = (self.cursor.epoch, busy);
         if self.reported.as_ref() == Some(&state) {
-            return Ok(Outcome::Current);
+            return Ok(());
         }
-        let written = in_time(POLL_TIMEOUT, self.store.report(&self.cursor, &state.1)).await?;
-        if !written {
-            return Ok(Outcome::HistoryLost);
-        }
+        let before = self.reported.take();
+        let report = report_of(before.as_ref().map(|(_, busy)| &**busy), &state.1);
+        in_time(WRITE_TIMEOUT, self.store.report(&self.cursor, &report)).await?;
         self.reported = Some(state);
-        Ok(Outcome::Current)
+        Ok(())
     }
 
-    /// The last change that was read is not in the table any more: a failover or a restore went back in
-    /// time. Nothing new is served until the table is read afresh, and every difference is a change.
-    async fn recover_history(&mut self) {
-        self.ownership.lease().end();
-        let epoch = self.cursor.epoch;
-        tracing::error!(
-            epoch,
-            "the ownership table lost changes that this node has served by (failover or restore); \
-             refusing everything until it is read afresh"
-        );
-        let recovered = async {
-            in_time(POLL_TIMEOUT, self.store.raise_clock(epoch)).await?;
-            self.load().await
-        };
-        if let Err(error) = recovered.await {
-            self.complaint.make("cannot read the ownership table afresh", &error);
+    /// Does what can be done about a failed poll.
+    async fn mend(&mut self, error: StoreError) {
+        match &error {
+            StoreError::HistoryLost => match self.recover_history().await {
+                Ok(()) => return,
+                Err(error) => {
+                    self.complaint.make("cannot read the ownership table afresh", &error);
+                    self.store.reconnect();
+                }
+            },
+            StoreError::Gone | StoreError::Forgotten | StoreError::NameTaken => {
+                if self.step_down(&error).await {
+                    return;
+                }
+            }
+            StoreError::FileReplaced => {
+                self.stop_serving(&error);
+                self.complaint.make("cannot read the ownership table", &error);
+            }
+            StoreError::Timeout => {
+                self.store.reconnect();
+                self.complaint.make("cannot read the ownership table", &error);
+            }
+            StoreError::Database(_)
+            | StoreError::ReadOnly
+            | StoreError::LeaseLost
+            | StoreError::Unreadable { .. }
+            | StoreError::Schema(_) => {
+                self.complaint.make("cannot read the ownership table", &error);
+            }
         }
+        sleep(RETRY).await;
+    }
+
+    /// No fence waits for this node any more, so nothing may run here. Then enters anew, if it may; says
+    /// whether it has.
+    async fn step_down(&mut self, error: &StoreError) -> bool {
+        self.stop_serving(error);
+        self.reported = None;
+        match in_time(WRITE_TIMEOUT, self.store.enter()).await {
+            Ok(()) => {
+                tracing::warn!("this node is in the table again");
+                true
+            }
+            Err(error) => {
+                self.complaint.make("cannot put this node into the table again", &error);
+                false
+            }
+        }
+    }
+
+    fn stop_serving(&self, error: &StoreError) {
+        if self.ownership.stop_serving() {
+            tracing::error!(%error, "this node stops serving at once: all its sessions end, and everything is refused temporarily");
+        }
+    }
+
+    fn lapse(&self) {
+        say_lapse(self.ownership.lapse());
     }
 }
 
-/// Marks all work when the lease ends while polls fail, and says so.
+/// What has changed between two reports; both are in the order of their accounts.
+fn report_of<'a>(before: Option<&'a [Busy]>, now: &'a [Busy]) -> Report<'a> {
+    let Some(before) = before else {
+        return Report { afresh: true, changed: now.iter().collect(), drained: Vec::new() };
+    };
+    let find = |list: &'a [Busy], account: &str| {
+        let found = list.binary_search_by(|b| (*b.account).cmp(account)).ok()?;
+        list.get(found)
+    };
+    Report {
+        afresh: false,
+        changed: now.iter().filter(|b| find(before, &b.account) != Some(b)).collect(),
+        drained: before
+            .iter()
+            .map(|b| &*b.account)
+            .filter(|account| find(now, account).is_none())
+            .collect(),
+    }
+}
+
+/// Ends all work when the lease ends while polls fail, and says so.
 async fn guard_lease(ownership: &Ownership) {
-    let mut was_valid = ownership.lease().is_valid();
     loop {
         sleep(ownership.lease().remaining().clamp(Duration::from_millis(1), GUARD_EVERY)).await;
-        let valid = ownership.lease().is_valid();
-        if was_valid && !valid {
-            tracing::error!(
-                "the ownership table was not read within its lease: every login and every message is \
-                 refused temporarily until it is"
-            );
-            ownership.registry().mark_all();
+        say_lapse(ownership.lapse());
+    }
+}
+
+fn say_lapse(lapsed: bool) {
+    if lapsed {
+        tracing::error!(
+            "the ownership table was not read within its lease: all sessions end, and every login and \
+             every message is refused temporarily until it is"
+        );
+    }
+}
+
+/// Ends holds whose holder has died, for ever. Beside the polls: it may have to wait for a lock.
+async fn expire_holds(store: &Store) {
+    let mut complaint = Complaint::default();
+    loop {
+        sleep(EXPIRE_EVERY).await;
+        match in_time(WRITE_TIMEOUT, store.expire_holds()).await {
+            Ok(0) => complaint.withdraw("holds whose lease is over are ended again"),
+            Ok(ended) => tracing::warn!(ended, "holds have ended because their lease was over"),
+            Err(error) => complaint.make("cannot end holds whose lease is over", &error),
         }
-        was_valid = valid;
     }
 }
 

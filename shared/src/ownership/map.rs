@@ -5,15 +5,21 @@
 //!
 //! Resolution, once and in one place: alias, account, bare login + default domain, sub-address,
 //! catch-all (mail only), the domain's default owner. Each answer carries its *trail*: every name that
-//! was consulted, found or not, with the version that was seen. Work is registered under its trail, so
-//! a row that appears later (an alias, an account that lived by its domain's default) finds it, too.
+//! was consulted, found or not. Work is registered under its trail, so a row that appears later (an alias,
+//! an account that lived by its domain's default) finds it, too.
+//!
+//! The copy has a *version*: how many rows were written to it. What a look-up saw is told by it alone; an
+//! epoch would not do, since a row that is not there has none.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Epoch;
 use super::name::{Name, Purpose};
 use crate::address::Domain;
+
+/// How many rows were written to a copy. A look-up that saw version v saw the first v of them and no more.
+pub type Version = u64;
 
 /// Rows changed under one write lock, so that look-ups wait microseconds, not seconds.
 pub const APPLY_BATCH: usize = 1_000;
@@ -34,6 +40,7 @@ pub struct Tables {
     owners: Vec<Box<str>>,
     /// Appended to bare logins that are no names by themselves.
     default_domain: Option<Domain>,
+    version: Version,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +100,17 @@ pub enum Change {
     Domain(Box<str>, Option<DomainRow>),
 }
 
+/// An account that lived elsewhere before the table was read afresh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// The account.
+    pub(super) account: Box<str>,
+    /// The owner by which this node has served it.
+    pub(super) owner: Box<str>,
+    /// The change that said so.
+    pub(super) epoch: Epoch,
+}
+
 /// What a look-up found.
 #[derive(Debug)]
 pub struct Answer {
@@ -100,12 +118,14 @@ pub struct Answer {
     pub account: Box<str>,
     /// What is to be done with it.
     pub verdict: Verdict,
-    /// Every name that was consulted, with the version that was seen (0: no such row).
+    /// Every name that was consulted, found or not.
     pub trail: Trail,
+    /// The copy that was seen.
+    pub version: Version,
 }
 
-/// Names consulted by a look-up and the versions seen. Domains are written `@domain`.
-pub type Trail = Vec<(Box<str>, Epoch)>;
+/// Names consulted by a look-up. Domains are written `@domain`.
+pub type Trail = Vec<Box<str>>;
 
 /// What a look-up found, before the configuration is asked about the backend.
 #[derive(Debug, PartialEq, Eq)]
@@ -144,28 +164,49 @@ impl Change {
 impl OwnerMap {
     /// Finds where `name` is served, and everything the answer depends on.
     pub fn resolve(&self, name: &Name) -> Answer {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        tables.resolve(name)
+        self.read().resolve(name)
     }
 
-    /// Replaces the copy and returns how `fresh` differs from it, as changes.
-    pub fn replace(&self, mut fresh: Tables) -> Vec<Change> {
+    /// Replaces the copy and returns how `fresh` differs from it, as changes, and the version with which
+    /// all of them are seen.
+    pub fn replace(&self, mut fresh: Tables) -> (Version, Vec<Change>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         fresh.default_domain.clone_from(&tables.default_domain);
+        fresh.version = tables.version.saturating_add(1);
         let differences = tables.differences(&fresh);
         *tables = fresh;
-        differences
+        (tables.version, differences)
     }
 
-    /// Applies changes in their order. At most [`APPLY_BATCH`] at a time, so that look-ups get through.
-    pub fn apply<'a>(&self, changes: impl IntoIterator<Item = (Epoch, &'a Change)>) {
+    /// Applies changes in their order, at most [`APPLY_BATCH`] at a time, so that look-ups get through.
+    /// Returns the version with which the first is seen; the others follow it one by one.
+    pub fn apply<'a>(&self, changes: impl IntoIterator<Item = (Epoch, &'a Change)>) -> Version {
         let mut changes = changes.into_iter().peekable();
+        let first = self.read().version.saturating_add(1);
         while changes.peek().is_some() {
             let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
             for (epoch, change) in changes.by_ref().take(APPLY_BATCH) {
                 tables.set(epoch, change.clone());
             }
         }
+        first
+    }
+
+    /// Accounts whose owner `fresh` tells differently.
+    pub(super) fn claims(&self, fresh: &Tables) -> Vec<Claim> {
+        self.read().claims(fresh)
+    }
+
+    /// Domains whose default owner `fresh` tells differently.
+    pub(super) fn moved_domains(&self, fresh: &Tables) -> Vec<Box<str>> {
+        let tables = self.read();
+        let mut moved = Vec::new();
+        for (name, row) in tables.domains.iter().filter(|(_, row)| row.default_owner.is_some()) {
+            if fresh.domains.get(name).map(|row| &row.default_owner) != Some(&row.default_owner) {
+                moved.push(name.clone());
+            }
+        }
+        moved
     }
 
     /// Sets the domain that bare logins get.
@@ -175,8 +216,12 @@ impl OwnerMap {
 
     /// Accounts, aliases and domains held.
     pub fn counts(&self) -> (usize, usize, usize) {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.read();
         (tables.accounts.len(), tables.aliases.len(), tables.domains.len())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -192,6 +237,7 @@ impl Tables {
 
     /// Writes or deletes one row.
     pub fn set(&mut self, epoch: Epoch, change: Change) {
+        self.version = self.version.saturating_add(1);
         match change {
             Change::Account(name, Some(AccountRow { owner, held, login })) => {
                 let owner = self.intern(&owner);
@@ -212,42 +258,41 @@ impl Tables {
     fn resolve(&self, name: &Name) -> Answer {
         let mut trail = Trail::with_capacity(3);
         if let Some(found) = self.find_row(name.as_str(), name.purpose(), &mut trail) {
-            return found.with(trail);
+            return found.with(trail, self.version);
         }
         let qualified = match (name.split(), &self.default_domain) {
             (Some(_), _) => None,
             (None, Some(domain)) => Some(format!("{name}@{domain}")),
             (None, None) => {
-                return Found::new(name.as_str(), Verdict::NoSuchAccount).with(trail);
+                return Found::new(name.as_str(), Verdict::NoSuchAccount).with(trail, self.version);
             }
         };
         if let Some(found) =
             qualified.as_deref().and_then(|q| self.find_row(q, name.purpose(), &mut trail))
         {
-            return found.with(trail);
+            return found.with(trail, self.version);
         }
         let full = qualified.as_deref().unwrap_or(name.as_str());
         let found = match full.rsplit_once('@') {
             Some((local, domain)) => self.find_by_domain(local, domain, name.purpose(), &mut trail),
             None => Found::new(full, Verdict::NoSuchAccount),
         };
-        found.with(trail)
+        found.with(trail, self.version)
     }
 
     /// The name itself as alias or account.
     fn find_row(&self, name: &str, purpose: Purpose, trail: &mut Trail) -> Option<Found> {
         let (account, login) = match self.aliases.get(name) {
             Some(alias) => {
-                trail.push((name.into(), alias.epoch));
+                trail.push(name.into());
                 (&*alias.account, alias.login)
             }
             None => (name, true),
         };
+        trail.push(account.into());
         let Some(row) = self.accounts.get(account) else {
-            trail.push((account.into(), 0));
             return (account != name).then(|| Found::new(account, Verdict::Broken));
         };
-        trail.push((account.into(), row.epoch));
         let verdict = if purpose == Purpose::Login && !(login && row.login) {
             Verdict::NoLogin
         } else if row.held {
@@ -268,12 +313,10 @@ impl Tables {
         trail: &mut Trail,
     ) -> Found {
         let full = || format!("{local}@{domain}");
-        let key = domain_key(domain);
+        trail.push(domain_key(domain));
         let Some(row) = self.domains.get(domain) else {
-            trail.push((key, 0));
             return Found::new(&full(), Verdict::ForeignDomain);
         };
-        trail.push((key, row.epoch));
         let mailbox = row.without_detail(local).map(|mailbox| format!("{mailbox}@{domain}"));
         if let Some(found) = mailbox.as_deref().and_then(|m| self.find_row(m, purpose, trail)) {
             return found;
@@ -327,6 +370,26 @@ impl Tables {
         changes
     }
 
+    fn claims(&self, fresh: &Self) -> Vec<Claim> {
+        let mut claims = Vec::new();
+        for (account, row) in &self.accounts {
+            let Some(owner) = self.owners.get(usize::from(row.owner)) else { continue };
+            if fresh.owner_of(account) != Some(&**owner) {
+                let (account, owner) = (account.clone(), owner.clone());
+                claims.push(Claim { account, owner, epoch: row.epoch });
+            }
+        }
+        claims
+    }
+
+    /// Where an account lives, by its row or by its domain's default.
+    fn owner_of(&self, account: &str) -> Option<&str> {
+        match self.accounts.get(account) {
+            Some(row) => self.owners.get(usize::from(row.owner)).map(|owner| &**owner),
+            None => self.domains.get(account.rsplit_once('@')?.1)?.default_owner.as_deref(),
+        }
+    }
+
     fn account_row(&self, name: &str) -> Option<AccountRow> {
         let row = self.accounts.get(name)?;
         let owner = self.owners.get(usize::from(row.owner)).cloned().unwrap_or_default();
@@ -360,8 +423,8 @@ impl Found {
         Self { account: account.into(), verdict }
     }
 
-    fn with(self, trail: Trail) -> Answer {
-        Answer { account: self.account, verdict: self.verdict, trail }
+    fn with(self, trail: Trail, version: Version) -> Answer {
+        Answer { account: self.account, verdict: self.verdict, trail, version }
     }
 }
 
@@ -458,11 +521,38 @@ mod tests {
     fn the_trail_names_every_row_that_could_change_the_answer() {
         let map = map();
         let answer = map.resolve(&Name::of_address(&Address::parse("bob+x@example.org").unwrap()));
-        let names: Vec<&str> = answer.trail.iter().map(|(name, _)| &**name).collect();
+        let names: Vec<&str> = answer.trail.iter().map(|name| &**name).collect();
         assert_eq!(
             names,
             ["bob+x@example.org", "@example.org", "bob@example.org", "*@example.org"]
         );
+    }
+
+    #[test]
+    fn an_account_that_lived_elsewhere_is_claimed() {
+        let map = map();
+        let mut fresh = Tables::default();
+        let domain = |default: &str| {
+            Some(DomainRow { default_owner: Some(default.into()), ..DomainRow::default() })
+        };
+        fresh.set(1, Change::Domain("example.org".into(), domain("old")));
+        fresh.set(1, Change::Domain("strict.example".into(), domain("old")));
+        fresh.set(3, Change::Account("ann@example.org".into(), Some(account("old"))));
+        let mut claims = map.claims(&fresh);
+        claims.sort_by(|a, b| a.account.cmp(&b.account));
+        // held@ and list@ have no row any more, but live where they did by their domain's default.
+        let claim = |account: &str, owner: &str, epoch| Claim {
+            account: account.into(),
+            owner: owner.into(),
+            epoch,
+        };
+        assert_eq!(
+            claims,
+            [claim("*@strict.example", "attic", 6), claim("ann@example.org", "new", 3)]
+        );
+        assert!(map.moved_domains(&fresh).is_empty(), "a default that appeared moved nobody");
+        fresh.set(9, Change::Domain("example.org".into(), domain("new")));
+        assert_eq!(*map.moved_domains(&fresh), ["example.org".into()]);
     }
 
     #[test]
@@ -481,7 +571,9 @@ mod tests {
             ),
         );
         fresh.set(3, Change::Account("ann@example.org".into(), Some(account("old"))));
-        let differences = map.replace(fresh);
+        let before = map.resolve(&Name::of_login(b"ann").unwrap()).version;
+        let (version, differences) = map.replace(fresh);
+        assert!(version > before);
         assert!(
             differences.contains(&Change::Account("ann@example.org".into(), Some(account("old"))))
         );

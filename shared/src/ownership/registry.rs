@@ -1,19 +1,19 @@
 //! What runs under each name: sessions and deliveries, registered before the owner is read (P4).
 //!
-//! A change *marks* the work that depends on the changed row and read an older version of it. Marked
+//! A change *marks* the work that depends on the changed row and read a copy without it. Marked
 //! work ends itself (a session closes both legs, a delivery is recorded or in doubt); until its
 //! registration is dropped it counts as draining, which is what a fence waits for (P5).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Epoch;
-use super::map::Trail;
+use super::map::{Trail, Version};
 
 /// Locks over which names are spread.
 const SHARDS: usize = 64;
@@ -27,27 +27,24 @@ pub enum Work {
     Delivery,
 }
 
+/// Some names with what runs under each.
+type Shard = HashMap<Box<str>, Vec<Arc<Entry>>>;
+
 /// What runs under each name.
 #[derive(Debug)]
 pub struct Registry {
-    shards: Vec<Mutex<HashMap<Box<str>, Vec<Place>>>>,
+    shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     draining: Mutex<HashMap<Box<str>, Draining>>,
     /// Told when something has drained.
     drained: Notify,
 }
 
-/// One registration under one name.
-#[derive(Debug)]
-struct Place {
-    entry: Arc<Entry>,
-    /// Version of the row that was read; `None` while nothing was read yet.
-    read: Option<Epoch>,
-}
-
 #[derive(Debug)]
 struct Entry {
     work: Work,
+    /// Version of the copy that was read; 0 while nothing was read yet.
+    read: AtomicU64,
     outdated: AtomicBool,
     token: CancellationToken,
     /// The account it turned out to be for, once that was read.
@@ -100,41 +97,38 @@ impl Registry {
     pub(super) fn enter(registry: &Arc<Self>, trail: Trail, work: Work) -> Registration {
         let entry = Arc::new(Entry {
             work,
+            read: AtomicU64::new(0),
             outdated: AtomicBool::new(false),
             token: CancellationToken::new(),
             account: OnceLock::new(),
             drains_as: Mutex::default(),
         });
-        let names: Box<[Box<str>]> = trail.into_iter().map(|(name, _)| name).collect();
+        let names = trail.into_boxed_slice();
         for name in &names {
-            let place = Place { entry: Arc::clone(&entry), read: None };
-            registry.shard(name).entry(name.clone()).or_default().push(place);
+            registry.shard(name).entry(name.clone()).or_default().push(Arc::clone(&entry));
         }
         Registration { registry: Arc::clone(registry), entry, names }
     }
 
-    /// Marks the work under `name` that read a version older than `epoch`, or nothing yet. The map must
-    /// have the change already. Returns how many were marked.
-    pub fn mark(&self, name: &str, epoch: Epoch) -> usize {
-        let mut shard = self.shard(name);
-        let Some(places) = shard.get_mut(name) else { return 0 };
-        let mut marked = 0;
-        for place in places.iter().filter(|place| place.read.is_none_or(|read| read < epoch)) {
-            if self.drain(&place.entry, name, epoch) {
-                marked += 1;
+    /// Marks the work under `name` that read a copy older than `version`, or nothing yet. The map must
+    /// have the change already; `epoch` is its number in the table.
+    pub(super) fn mark(&self, name: &str, epoch: Epoch, version: Version) {
+        let shard = self.shard(name);
+        for entry in shard.get(name).into_iter().flatten() {
+            if entry.read.load(Ordering::Acquire) < version {
+                self.drain(entry, name, epoch);
             }
         }
-        marked
     }
 
     /// Marks everything: the copy may not be used any more (the lease ended).
     pub fn mark_all(&self) {
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for (name, place) in
-                shard.iter().flat_map(|(n, places)| places.iter().map(move |p| (n, p)))
-            {
-                self.drain(&place.entry, name, Epoch::MAX);
+            for (name, entries) in shard.iter() {
+                for entry in entries {
+                    self.drain(entry, name, Epoch::MAX);
+                }
             }
         }
     }
@@ -166,9 +160,9 @@ impl Registry {
         let (mut sessions, mut deliveries) = (0, 0);
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for place in shard.values().flatten() {
-                if seen.insert(Arc::as_ptr(&place.entry)) {
-                    match place.entry.work {
+            for entry in shard.values().flatten() {
+                if seen.insert(Arc::as_ptr(entry)) {
+                    match entry.work {
                         Work::Session => sessions += 1,
                         Work::Delivery => deliveries += 1,
                     }
@@ -178,16 +172,15 @@ impl Registry {
         (sessions, deliveries)
     }
 
-    /// Marks one entry, once; says whether it was the first time. The caller holds the shard's lock, so
-    /// the entry cannot leave meanwhile.
-    fn drain(&self, entry: &Entry, name: &str, epoch: Epoch) -> bool {
+    /// Marks one entry, once. The caller holds the shard's lock, so the entry cannot leave meanwhile.
+    fn drain(&self, entry: &Entry, name: &str, epoch: Epoch) {
         let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
         let mut drains_as = entry.drains_as.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = drains_as.as_ref() {
             if let Some(d) = draining.get_mut(known) {
                 d.epoch = d.epoch.max(epoch);
             }
-            return false;
+            return;
         }
         let account = entry.account.get().map_or(name, |account| &**account);
         let d = draining.entry(account.into()).or_default();
@@ -200,15 +193,14 @@ impl Registry {
         entry.outdated.store(true, Ordering::Release);
         drop((draining, drains_as));
         entry.token.cancel();
-        true
     }
 
     fn leave(&self, entry: &Arc<Entry>, names: &[Box<str>]) {
         for name in names {
             let mut shard = self.shard(name);
-            if let Some(places) = shard.get_mut(name) {
-                places.retain(|place| !Arc::ptr_eq(&place.entry, entry));
-                if places.is_empty() {
+            if let Some(entries) = shard.get_mut(name) {
+                entries.retain(|other| !Arc::ptr_eq(other, entry));
+                if entries.is_empty() {
                     shard.remove(name);
                 }
             }
@@ -229,7 +221,7 @@ impl Registry {
         }
     }
 
-    fn shard(&self, name: &str) -> MutexGuard<'_, HashMap<Box<str>, Vec<Place>>> {
+    fn shard(&self, name: &str) -> MutexGuard<'_, Shard> {
         let index = usize::try_from(self.hasher.hash_one(name)).unwrap_or_default() % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "the index is below SHARDS")]
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
@@ -252,21 +244,24 @@ impl Registration {
         &self.entry.token
     }
 
-    /// True when everything that `trail` depends on is registered.
-    pub(super) fn covers(&self, trail: &Trail) -> bool {
-        trail.iter().all(|(name, _)| self.names.contains(name))
+    /// True when it is registered under the names of `trail`, no less and no more.
+    pub(super) fn is_under(&self, trail: &Trail) -> bool {
+        *self.names == **trail
     }
 
-    /// Records what was read after registering: the account, and the versions of its rows.
-    pub(super) fn read(&self, account: &str, trail: &Trail) {
+    /// Records what was read after registering: the account, in that version of the copy. The account
+    /// comes first, so that whoever is marked by the version drains as its account.
+    pub(super) fn read(&self, account: &str, version: Version) {
         self.entry.account.get_or_init(|| account.into());
-        for (name, epoch) in trail {
-            if let Some(places) = self.registry.shard(name).get_mut(name) {
-                for place in places.iter_mut().filter(|p| Arc::ptr_eq(&p.entry, &self.entry)) {
-                    place.read = Some(*epoch);
-                }
-            }
-        }
+        self.entry.read.store(version, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+impl Registration {
+    /// The names it is registered under, what it is, and the version of the copy it has read.
+    pub(super) fn seen(&self) -> (&[Box<str>], Work, Version) {
+        (&self.names, self.entry.work, self.entry.read.load(Ordering::Acquire))
     }
 }
 
@@ -280,20 +275,23 @@ impl Drop for Registration {
 mod tests {
     use super::*;
 
-    fn enter(registry: &Arc<Registry>, work: Work, trail: &[(&str, Epoch)]) -> Registration {
-        let trail: Trail = trail.iter().map(|(name, epoch)| ((*name).into(), *epoch)).collect();
-        let registration = Registry::enter(registry, trail.clone(), work);
-        registration.read(&trail.last().unwrap().0, &trail);
+    const ANN: &str = "ann@example.org";
+
+    /// Work of the account named last, which read that version of the copy.
+    fn enter(registry: &Arc<Registry>, work: Work, names: &[&str], read: Version) -> Registration {
+        let trail: Trail = names.iter().map(|name| (*name).into()).collect();
+        let registration = Registry::enter(registry, trail, work);
+        registration.read(names.last().unwrap(), read);
         registration
     }
 
     #[test]
-    fn a_change_marks_only_what_read_an_older_version() {
+    fn a_change_marks_only_what_read_an_older_copy() {
         let registry = Arc::new(Registry::default());
-        let before = enter(&registry, Work::Session, &[("ann@example.org", 4)]);
-        let after = enter(&registry, Work::Session, &[("ann@example.org", 7)]);
-        let other = enter(&registry, Work::Session, &[("bob@example.org", 4)]);
-        assert_eq!(registry.mark("ann@example.org", 7), 1);
+        let before = enter(&registry, Work::Session, &[ANN], 4);
+        let after = enter(&registry, Work::Session, &[ANN], 7);
+        let other = enter(&registry, Work::Session, &["bob@example.org"], 4);
+        registry.mark(ANN, 100, 7);
         assert!(before.is_outdated() && before.token().is_cancelled());
         assert!(!after.is_outdated() && !other.is_outdated());
     }
@@ -301,31 +299,32 @@ mod tests {
     #[test]
     fn work_that_has_read_nothing_yet_is_marked_by_any_change() {
         let registry = Arc::new(Registry::default());
-        let trail: Trail = vec![("ann@example.org".into(), 0)];
-        let pending = Registry::enter(&registry, trail, Work::Session);
-        registry.mark("ann@example.org", 1);
+        let pending = Registry::enter(&registry, vec![ANN.into()], Work::Session);
+        registry.mark(ANN, 1, 1);
         assert!(pending.is_outdated());
     }
 
     #[test]
     fn a_change_of_an_alias_marks_the_session_that_came_by_it() {
         let registry = Arc::new(Registry::default());
-        let session =
-            enter(&registry, Work::Session, &[("lee@old.example", 3), ("ann@example.org", 9)]);
-        registry.mark("lee@old.example", 8);
-        assert!(session.is_outdated());
-        assert_eq!(&*registry.busy()[0].account, "ann@example.org", "it drains as its account");
+        let by_alias = enter(&registry, Work::Session, &["lee@old.example", ANN], 9);
+        let by_name = enter(&registry, Work::Session, &[ANN], 9);
+        registry.mark("lee@old.example", 30, 10);
+        assert!(by_alias.is_outdated() && !by_name.is_outdated());
+        assert_eq!(&*registry.busy()[0].account, ANN, "it drains as its account");
     }
 
     #[test]
     fn marked_work_drains_until_it_is_dropped() {
         let registry = Arc::new(Registry::default());
-        let session = enter(&registry, Work::Session, &[("ann@example.org", 4)]);
-        let delivery = enter(&registry, Work::Delivery, &[("ann@example.org", 4)]);
-        registry.mark("ann@example.org", 5);
-        registry.mark("ann@example.org", 6);
-        let account = "ann@example.org".into();
-        assert_eq!(registry.busy(), [Busy { account, epoch: 6, sessions: 1, deliveries: 1 }]);
+        let session = enter(&registry, Work::Session, &[ANN], 4);
+        let delivery = enter(&registry, Work::Delivery, &[ANN], 4);
+        registry.mark(ANN, 50, 5);
+        registry.mark(ANN, 60, 6);
+        assert_eq!(
+            registry.busy(),
+            [Busy { account: ANN.into(), epoch: 60, sessions: 1, deliveries: 1 }]
+        );
         drop(session);
         assert_eq!(registry.busy()[0].sessions, 0);
         drop(delivery);

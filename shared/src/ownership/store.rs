@@ -12,7 +12,7 @@ pub(super) use sqlite::{file_of, make_file, nodes_file};
 use std::time::Duration;
 
 use super::Epoch;
-use super::map::{Change, Tables};
+use super::map::{Change, Claim, Tables};
 use super::registry::Busy;
 use crate::config::OwnershipConfig;
 
@@ -32,15 +32,18 @@ pub struct Node {
     pub name: Box<str>,
     /// `mx-gateway` or `login-proxy`.
     pub service: &'static str,
-    /// Made anew at each start.
+    /// Which process: `STATE-DIRECTORY/PROCESS`, the second part made anew at each start. A row of the
+    /// same state directory is taken over at once, another's only when its lease has ended.
     pub incarnation: Box<str>,
     /// What this node knows of each backend, as JSON: name → digest of its addresses.
     pub backends: String,
 }
 
-/// The last change that was read.
+/// The last change that was read, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cursor {
+    /// The database's id: another one under the same name is no continuation.
+    pub database: String,
     /// Its number.
     pub epoch: Epoch,
     /// Its kind, as in the table.
@@ -63,8 +66,6 @@ pub struct Snapshot {
 /// Some changes after a cursor.
 #[derive(Debug)]
 pub struct Page {
-    /// False when the cursor's change is not in the table any more.
-    pub intact: bool,
     /// The changes in their order.
     pub changes: Vec<(Epoch, Change)>,
     /// The last of them.
@@ -85,9 +86,27 @@ pub enum StoreError {
     /// The database is read-only: a standby, or a demoted primary. It grants no lease.
     #[error("the database is read-only (a standby?), so it grants no lease")]
     ReadOnly,
-    /// This node's row is gone or belongs to a younger process of the same name.
-    #[error("another process has taken this node's name in the table")]
-    Replaced,
+    /// The database does not know the lease that it has just granted: it went back in time between.
+    #[error("the database does not know the lease it has just granted (a failover?)")]
+    LeaseLost,
+    /// This node's row was deleted.
+    #[error("this node's row in the table `nodes` is gone")]
+    Gone,
+    /// An operator said that this node would not come back.
+    #[error("this node was forgotten (mailshift node forget) while it ran")]
+    Forgotten,
+    /// A process with another state directory has this node's name, and its lease runs.
+    #[error(
+        "another process serves under this node's name; give each node a name of its own (node.name), or \
+         wait until its lease ends"
+    )]
+    NameTaken,
+    /// SQLite: there is another file under the name of the one that is open.
+    #[error(
+        "the ownership file was replaced while it was in use: stop the services, remove its -wal and -shm \
+         files, start them (or restore with the shell's .restore)"
+    )]
+    FileReplaced,
     /// A row that this version cannot read.
     #[error("cannot read change {epoch}: {what}")]
     Unreadable {
@@ -96,12 +115,36 @@ pub enum StoreError {
         /// Why.
         what: &'static str,
     },
-    /// The table went back in time while it was read.
-    #[error("the table lost changes while it was read")]
+    /// The last change that was read is not there any more: the table went back in time.
+    #[error("the table lost changes that were read from it")]
     HistoryLost,
     /// The schema is not the one this version knows.
     #[error(transparent)]
     Schema(#[from] super::schema::SchemaError),
+}
+
+/// A lease as the database wrote it: when it ends by its clock, in microseconds of the epoch.
+#[derive(Debug)]
+pub(super) struct Grant(i64);
+
+/// What differs from the last report in what still runs.
+#[derive(Debug, Default)]
+pub(super) struct Report<'a> {
+    /// Nothing that was reported before counts.
+    pub(super) afresh: bool,
+    /// New or different.
+    pub(super) changed: Vec<&'a Busy>,
+    /// Accounts that have drained.
+    pub(super) drained: Vec<&'a str>,
+}
+
+/// What became of a [`Claim`].
+#[derive(Debug)]
+pub(super) enum Disputed {
+    /// The account is held until an operator decides.
+    Held,
+    /// It could not be held: the database's words.
+    Refused(String),
 }
 
 /// Tells that there may be something to read.
@@ -127,7 +170,7 @@ impl Store {
         })
     }
 
-    /// Writes this node's row, before anything is loaded.
+    /// Writes this node's row, before anything is loaded. Refused while another process has its name.
     pub(super) async fn enter(&self) -> Result<(), StoreError> {
         match self {
             Self::Postgres(store) => store.enter().await,
@@ -152,26 +195,63 @@ impl Store {
     }
 
     /// Commits that this node may serve for `length` from now, by the database's clock.
-    pub(super) async fn renew_lease(&self, length: Duration) -> Result<(), StoreError> {
+    pub(super) async fn renew_lease(&self, length: Duration) -> Result<Grant, StoreError> {
         match self {
             Self::Postgres(store) => store.renew_lease(length).await,
             Self::Sqlite(store) => store.renew_lease(length).await,
         }
     }
 
-    /// Reads the changes after `cursor`, at most 10,000 of them.
-    pub(super) async fn changes_after(&self, cursor: &Cursor) -> Result<Page, StoreError> {
+    /// Reads the changes after `cursor`, at most 10,000 of them, in one statement that also makes sure that
+    /// `cursor`'s change and `grant` are there.
+    pub(super) async fn changes_after(
+        &self,
+        cursor: &Cursor,
+        grant: Option<&Grant>,
+    ) -> Result<Page, StoreError> {
         match self {
-            Self::Postgres(store) => store.changes_after(cursor).await,
+            Self::Postgres(store) => store.changes_after(cursor, grant).await,
             Self::Sqlite(store) => store.changes_after(cursor).await,
         }
     }
 
-    /// Writes how far this node is and what still runs; false when `cursor`'s change is gone.
-    pub(super) async fn report(&self, cursor: &Cursor, busy: &[Busy]) -> Result<bool, StoreError> {
+    /// Writes how far this node is and what still runs, where `cursor`'s change still is.
+    pub(super) async fn report(
+        &self,
+        cursor: &Cursor,
+        report: &Report<'_>,
+    ) -> Result<(), StoreError> {
         match self {
-            Self::Postgres(store) => store.report(cursor, busy).await,
-            Self::Sqlite(store) => store.report(cursor, busy).await,
+            Self::Postgres(store) => store.report(cursor, report).await,
+            Self::Sqlite(store) => store.report(cursor, report).await,
+        }
+    }
+
+    /// Ends the holds whose lease is over, by the database's clock. Returns how many.
+    pub(super) async fn expire_holds(&self) -> Result<u64, StoreError> {
+        match self {
+            Self::Postgres(store) => store.expire_holds().await,
+            Self::Sqlite(store) => store.expire_holds().await,
+        }
+    }
+
+    /// Of `claims`, holds the accounts whose change is not in the table any more; for each of those what
+    /// became of it. One that was disputed since is left as it is.
+    pub(super) async fn dispute<'a>(
+        &self,
+        claims: &'a [Claim],
+    ) -> Result<Vec<(&'a Claim, Disputed)>, StoreError> {
+        match self {
+            Self::Postgres(store) => store.dispute(claims).await,
+            Self::Sqlite(store) => store.dispute(claims).await,
+        }
+    }
+
+    /// Leaves connections that do not answer and makes new ones.
+    pub(super) fn reconnect(&self) {
+        match self {
+            Self::Postgres(store) => store.reconnect(),
+            Self::Sqlite(_) => {}
         }
     }
 

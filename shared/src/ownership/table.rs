@@ -19,6 +19,7 @@ use sqlx::sqlite::{
 };
 
 pub use accounts::{AccountLine, AuditLine, Filter, Shown};
+pub(super) use flip::sign_sqlite;
 pub use flip::{Flipped, Settling};
 pub use import::{ImportRow, Imported, Problem, read_csv};
 
@@ -341,7 +342,11 @@ impl From<StoreError> for TableError {
             StoreError::Schema(error) => error.into(),
             other @ (StoreError::Timeout
             | StoreError::ReadOnly
-            | StoreError::Replaced
+            | StoreError::LeaseLost
+            | StoreError::Gone
+            | StoreError::Forgotten
+            | StoreError::NameTaken
+            | StoreError::FileReplaced
             | StoreError::Unreadable { .. }
             | StoreError::HistoryLost) => Self::Refused { message: other.to_string(), hint: None },
         }

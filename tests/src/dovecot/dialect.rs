@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 use super::{Dovecot, LOG, gate, output};
 use crate::user::{User, is_root};
 
+/// The domain of a login without one.
+const DOMAIN: &str = "example.org";
+
 /// Major and minor version.
 pub(super) type Version = (u32, u32);
 
@@ -114,6 +117,7 @@ mail_location = maildir:~/Maildir
 disable_plaintext_auth = no
 lmtp_save_to_detail_mailbox = no
 imap_id_send = name {name}
+auth_default_realm = {DOMAIN}
 userdb {{
   driver = passwd-file
   args = {place}/users
@@ -154,6 +158,7 @@ protocols {{
 mail_driver = maildir
 mail_path = ~/Maildir
 auth_allow_cleartext = yes
+auth_default_domain = {DOMAIN}
 imap_id_send {{
   name = {name}
 }}

@@ -1,48 +1,43 @@
 //! The ownership table in Postgres.
 
-use std::pin::Pin;
+mod listener;
+
+use std::collections::HashSet;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::Connection;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, Postgres, Transaction};
 
 use super::rows::{
     self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, number, signed,
 };
-use super::{Cursor, Node, Page, Snapshot, StoreError};
+use super::{Cursor, Disputed, Grant, Node, Page, Report, Snapshot, StoreError};
+pub(super) use listener::Listener;
+
 use crate::config::OwnershipConfig;
-use crate::ownership::map::Tables;
+use crate::ownership::map::{Claim, Tables};
 use crate::ownership::registry::Busy;
 use crate::ownership::{Epoch, schema};
 
-/// The channel on which the table's triggers tell of changes.
-const CHANNEL: &str = "mailshift";
 /// Longest wait for a connection, and for a statement that waits for a lock.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a listener proves that notifications come through.
-const PROVE_EVERY: Duration = Duration::from_mins(1);
-/// Longest wait for the proof, and between attempts to listen again.
-const PROVE_WITHIN: Duration = Duration::from_secs(3);
+/// Accounts whose disputes are looked at together.
+const DISPUTES_AT_ONCE: usize = 1_000;
 
 /// The ownership table in Postgres.
 #[derive(Debug)]
 pub struct PostgresStore {
-    pool: PgPool,
+    /// Replaced when its connections do not answer.
+    pool: Arc<Mutex<PgPool>>,
+    options: PgConnectOptions,
     listen: PgConnectOptions,
     node: Node,
     listening: Arc<AtomicBool>,
-}
-
-/// Waits for notifications on a connection of its own, while it is asked ([`Listener::told`]).
-pub struct Listener {
-    heard: Arc<Notify>,
-    listening: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl PostgresStore {
@@ -52,36 +47,58 @@ impl PostgresStore {
             Some(url) => connect_options(url)?,
             None => options.clone(),
         };
-        let pool = PgPoolOptions::new()
-            .max_connections(3)
-            .acquire_timeout(PATIENCE)
-            .connect_lazy_with(options);
+        let pool = Arc::new(Mutex::new(connect(&options)));
         let listening = Arc::new(AtomicBool::new(false));
-        let store = Self { pool, listen, node, listening };
-        schema::prepare_postgres(&store.pool, config.apply_schema).await?;
+        let store = Self { pool, options, listen, node, listening };
+        schema::prepare_postgres(&store.pool(), config.apply_schema).await?;
         Ok(store)
     }
 
+    fn pool(&self) -> PgPool {
+        current(&self.pool)
+    }
+
+    /// Connections of the old pool may hang until TCP gives up, a quarter of an hour: it is left alone.
+    pub(super) fn reconnect(&self) {
+        *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = connect(&self.options);
+    }
+
     pub(super) async fn enter(&self) -> Result<(), StoreError> {
-        sqlx::query(
+        let entered = sqlx::query(
             "INSERT INTO nodes (node, service, incarnation, version, backends, lease_until, seen_epoch) \
              VALUES ($1, $2, $3, $4, $5::jsonb, clock_timestamp(), 0) \
              ON CONFLICT (node, service) DO UPDATE SET incarnation = excluded.incarnation, \
              version = excluded.version, backends = excluded.backends, forgotten = false, \
-             started_at = clock_timestamp(), seen_epoch = 0",
+             started_at = clock_timestamp(), seen_epoch = 0 \
+             WHERE split_part(nodes.incarnation, '/', 1) = split_part(excluded.incarnation, '/', 1) \
+                OR nodes.forgotten OR nodes.lease_until < clock_timestamp()",
         )
         .bind(&*self.node.name)
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
         .bind(env!("CARGO_PKG_VERSION"))
         .bind(&self.node.backends)
-        .execute(&self.pool)
+        .execute(&self.pool())
+        .await
+        .map_err(read_only)?;
+        if entered.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NameTaken) }
+    }
+
+    /// Why this node's row was not there to be written to; `None` when it is.
+    async fn evicted(&self) -> Result<Option<StoreError>, StoreError> {
+        let row = sqlx::query_as(
+            "SELECT incarnation = $3, forgotten FROM nodes WHERE node = $1 AND service = $2",
+        )
+        .bind(&*self.node.name)
+        .bind(self.node.service)
+        .bind(&*self.node.incarnation)
+        .fetch_optional(&self.pool())
         .await?;
-        Ok(())
+        Ok(rows::evicted(row))
     }
 
     pub(super) async fn leave(&self) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().begin().await?;
         for delete in [
             "DELETE FROM busy WHERE node = $1 AND service = $2 AND EXISTS (SELECT 1 FROM nodes \
              WHERE node = $1 AND service = $2 AND incarnation = $3)",
@@ -99,10 +116,12 @@ impl PostgresStore {
 
     /// One transaction under REPEATABLE READ: everything it reads is of one moment.
     pub(super) async fn load(&self) -> Result<Snapshot, StoreError> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.pool().acquire().await?;
         let mut transaction = connection
             .begin_with("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             .await?;
+        let database: String =
+            sqlx::query_scalar(rows::DATABASE).fetch_one(&mut *transaction).await?;
         let newest: Option<CursorRow> =
             sqlx::query_as(rows::NEWEST).fetch_optional(&mut *transaction).await?;
         let accounts: i64 =
@@ -125,34 +144,46 @@ impl PostgresStore {
             AliasesRow::put(row, &mut tables);
         }
         drop(aliases);
-        let cursor = newest.map(Cursor::from).unwrap_or_default();
         transaction.commit().await?;
-        Ok(Snapshot { tables, cursor })
+        Ok(Snapshot { tables, cursor: CursorRow::cursor(newest, database) })
     }
 
-    pub(super) async fn renew_lease(&self, length: Duration) -> Result<(), StoreError> {
-        let renewed = sqlx::query(
+    pub(super) async fn renew_lease(&self, length: Duration) -> Result<Grant, StoreError> {
+        let until: Option<i64> = sqlx::query_scalar(
             "UPDATE nodes SET lease_until = clock_timestamp() + $4 * interval '1 millisecond', \
              listen = $5, updated_at = clock_timestamp() \
-             WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten",
+             WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
+             RETURNING (extract(epoch FROM lease_until) * 1000000)::bigint",
         )
         .bind(&*self.node.name)
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
         .bind(i64::try_from(length.as_millis()).unwrap_or(i64::MAX))
         .bind(self.listening.load(Ordering::Relaxed))
-        .execute(&self.pool)
+        .fetch_optional(&self.pool())
         .await
         .map_err(read_only)?;
-        if renewed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Replaced) }
+        match until {
+            Some(until) => Ok(Grant(until)),
+            // Forgotten and remembered between the two statements: the next poll tells.
+            None => Err(self.evicted().await?.unwrap_or(StoreError::LeaseLost)),
+        }
     }
 
-    pub(super) async fn changes_after(&self, cursor: &Cursor) -> Result<Page, StoreError> {
-        // One statement: one snapshot for both questions.
+    pub(super) async fn changes_after(
+        &self,
+        cursor: &Cursor,
+        grant: Option<&Grant>,
+    ) -> Result<Page, StoreError> {
+        // One statement: one snapshot for all three questions.
         let rows: Vec<ChangeRow> = sqlx::query_as(
-            "WITH here AS (SELECT $4::text IS NULL OR EXISTS (SELECT 1 FROM changes \
-               WHERE epoch = $1 AND kind = $2 AND name = $3 AND nonce::text = $4) AS intact) \
-             SELECT here.intact, c.* FROM here LEFT JOIN LATERAL (SELECT epoch, kind, name, \
+            "WITH here AS (SELECT \
+               (SELECT id FROM database) = $6 AND ($4::text IS NULL OR EXISTS (SELECT 1 FROM changes \
+                 WHERE epoch = $1 AND kind = $2 AND name = $3 AND nonce::text = $4)) AS intact, \
+               $7::bigint IS NULL OR EXISTS (SELECT 1 FROM nodes \
+                 WHERE node = $8 AND service = $9 AND incarnation = $10 \
+                 AND (extract(epoch FROM lease_until) * 1000000)::bigint >= $7) AS granted) \
+             SELECT here.intact, here.granted, c.* FROM here LEFT JOIN LATERAL (SELECT epoch, kind, name, \
                nonce::text AS nonce, deleted, new_owner, new_state, new_account, new_login, \
                new_default_owner, new_subaddress_delimiter FROM changes \
                WHERE (epoch, kind, name) > ($1, $2, $3) ORDER BY epoch, kind, name LIMIT $5) c \
@@ -163,16 +194,26 @@ impl PostgresStore {
         .bind(&cursor.name)
         .bind(&cursor.nonce)
         .bind(PAGE)
-        .fetch_all(&self.pool)
+        .bind(&cursor.database)
+        .bind(grant.map(|grant| grant.0))
+        .bind(&*self.node.name)
+        .bind(self.node.service)
+        .bind(&*self.node.incarnation)
+        .fetch_all(&self.pool())
         .await?;
         rows::page_of(rows, cursor)
     }
 
-    pub(super) async fn report(&self, cursor: &Cursor, busy: &[Busy]) -> Result<bool, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+    pub(super) async fn report(
+        &self,
+        cursor: &Cursor,
+        report: &Report<'_>,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.pool().begin().await?;
         let seen = sqlx::query(
             "UPDATE nodes SET seen_epoch = $4, updated_at = clock_timestamp() \
-             WHERE node = $1 AND service = $2 AND incarnation = $3 AND ($7::text IS NULL OR EXISTS \
+             WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
+             AND (SELECT id FROM database) = $8 AND ($7::text IS NULL OR EXISTS \
              (SELECT 1 FROM changes WHERE epoch = $4 AND kind = $5 AND name = $6 \
               AND nonce::text = $7))",
         )
@@ -183,133 +224,138 @@ impl PostgresStore {
         .bind(&cursor.kind)
         .bind(&cursor.name)
         .bind(&cursor.nonce)
+        .bind(&cursor.database)
         .execute(&mut *transaction)
         .await
         .map_err(read_only)?;
         if seen.rows_affected() == 0 {
-            return Ok(false);
+            transaction.rollback().await?;
+            return Err(self.evicted().await?.unwrap_or(StoreError::HistoryLost));
         }
-        sqlx::query("DELETE FROM busy WHERE node = $1 AND service = $2")
-            .bind(&*self.node.name)
-            .bind(self.node.service)
-            .execute(&mut *transaction)
-            .await?;
-        for b in busy {
+        if report.afresh || !report.drained.is_empty() {
             sqlx::query(
-                "INSERT INTO busy (node, service, account, epoch, sessions, deliveries, in_doubt) \
-                 VALUES ($1, $2, $3, $4, $5, $6, 0)",
+                "DELETE FROM busy WHERE node = $1 AND service = $2 AND ($3 OR account = ANY ($4))",
             )
             .bind(&*self.node.name)
             .bind(self.node.service)
-            .bind(&*b.account)
-            .bind(signed(b.epoch.min(cursor.epoch)))
-            .bind(i64::from(b.sessions))
-            .bind(i64::from(b.deliveries))
+            .bind(report.afresh)
+            .bind(&report.drained)
             .execute(&mut *transaction)
             .await?;
         }
-        transaction.commit().await?;
-        Ok(true)
+        if !report.changed.is_empty() {
+            self.write_busy(&mut transaction, &report.changed).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// All in one statement: after a bulk flip there are as many as there were sessions.
+    async fn write_busy(
+        &self,
+        transaction: &mut Transaction<'_, Postgres>,
+        busy: &[&Busy],
+    ) -> Result<(), StoreError> {
+        let accounts: Vec<&str> = busy.iter().map(|b| &*b.account).collect();
+        let epochs: Vec<i64> = busy.iter().map(|b| signed(b.epoch)).collect();
+        let sessions: Vec<i64> = busy.iter().map(|b| b.sessions.into()).collect();
+        let deliveries: Vec<i64> = busy.iter().map(|b| b.deliveries.into()).collect();
+        sqlx::query(
+            "INSERT INTO busy (node, service, account, epoch, sessions, deliveries) \
+             SELECT $1, $2, b.* FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[]) b \
+             ON CONFLICT (node, service, account) DO UPDATE SET epoch = excluded.epoch, \
+             sessions = excluded.sessions, deliveries = excluded.deliveries",
+        )
+        .bind(&*self.node.name)
+        .bind(self.node.service)
+        .bind(accounts)
+        .bind(epochs)
+        .bind(sessions)
+        .bind(deliveries)
+        .execute(&mut **transaction)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn expire_holds(&self) -> Result<u64, StoreError> {
+        let ended: i64 =
+            sqlx::query_scalar("SELECT expire_holds()").fetch_one(&self.pool()).await?;
+        Ok(u64::try_from(ended).unwrap_or_default())
+    }
+
+    pub(super) async fn dispute<'a>(
+        &self,
+        claims: &'a [Claim],
+    ) -> Result<Vec<(&'a Claim, Disputed)>, StoreError> {
+        let mut disputed = Vec::new();
+        // In parts, so that nodes that find the same loss do not all do the same work.
+        for part in claims.chunks(DISPUTES_AT_ONCE) {
+            let lost = self.lost(part).await?;
+            for claim in part.iter().filter(|claim| lost.contains(&*claim.account)) {
+                let done = sqlx::query("SELECT dispute($1, $2, $3)")
+                    .bind(&*claim.account)
+                    .bind(&*claim.owner)
+                    .bind(rows::reason(&self.node, claim))
+                    .execute(&self.pool())
+                    .await;
+                disputed.push((claim, refused(done)?));
+            }
+        }
+        Ok(disputed)
+    }
+
+    /// Accounts whose change is gone. Changes older than the oldest one were pruned, not lost; an account
+    /// that was disputed after the change has had its operator.
+    async fn lost(&self, claims: &[Claim]) -> Result<HashSet<String>, StoreError> {
+        let accounts: Vec<&str> = claims.iter().map(|claim| &*claim.account).collect();
+        let owners: Vec<&str> = claims.iter().map(|claim| &*claim.owner).collect();
+        let epochs: Vec<i64> = claims.iter().map(|claim| signed(claim.epoch)).collect();
+        let lost: Vec<String> = sqlx::query_scalar(
+            "SELECT m.account FROM unnest($1::text[], $2::text[], $3::bigint[]) m(account, owner, epoch) \
+             WHERE m.epoch >= coalesce((SELECT min(epoch) FROM changes), 0) \
+             AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.epoch = m.epoch AND c.kind = 'account' \
+               AND c.name = m.account AND c.new_owner = m.owner) \
+             AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.epoch > m.epoch AND c.kind = 'account' \
+               AND c.name = m.account AND c.via = 'dispute')",
+        )
+        .bind(accounts)
+        .bind(owners)
+        .bind(epochs)
+        .fetch_all(&self.pool())
+        .await?;
+        Ok(lost.into_iter().collect())
     }
 
     pub(super) async fn raise_clock(&self, epoch: Epoch) -> Result<(), StoreError> {
-        sqlx::query("SELECT raise_clock($1)").bind(signed(epoch)).execute(&self.pool).await?;
+        sqlx::query("SELECT raise_clock($1)").bind(signed(epoch)).execute(&self.pool()).await?;
         Ok(())
     }
 
     pub(super) fn listener(&self) -> Listener {
-        let heard = Arc::new(Notify::new());
-        let listening = listen(
-            self.listen.clone(),
-            self.pool.clone(),
-            Arc::clone(&heard),
-            Arc::clone(&self.listening),
-        );
-        Listener { heard, listening: Box::pin(listening) }
+        Listener::new(self.listen.clone(), Arc::clone(&self.pool), Arc::clone(&self.listening))
     }
 }
 
-impl Listener {
-    pub(super) async fn told(&mut self) {
-        tokio::select! {
-            () = self.heard.notified() => {}
-            () = &mut self.listening => {}
-        }
-    }
-}
-
-impl std::fmt::Debug for Listener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Listener").finish_non_exhaustive()
-    }
-}
-
-/// Listens for ever, on a new connection when one is lost. Each gap ends with a wake-up, because what
-/// was said in it was not heard.
-async fn listen(
-    options: PgConnectOptions,
-    pool: PgPool,
-    heard: Arc<Notify>,
-    listening: Arc<AtomicBool>,
-) {
-    loop {
-        if let Err(error) = listen_once(&options, &pool, &heard, &listening).await
-            && listening.swap(false, Ordering::Relaxed)
-        {
-            tracing::warn!(%error, "notifications lost; changes are found by polling");
-        }
-        heard.notify_one();
-        sleep(PROVE_WITHIN).await;
-    }
-}
-
-async fn listen_once(
-    options: &PgConnectOptions,
-    pool: &PgPool,
-    heard: &Notify,
-    listening: &AtomicBool,
-) -> Result<(), StoreError> {
-    let connections = PgPoolOptions::new()
-        .max_connections(1)
+fn connect(options: &PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(3)
         .acquire_timeout(PATIENCE)
-        .connect_lazy_with(options.clone());
-    let mut listener = PgListener::connect_with(&connections).await?;
-    // A pooler may swallow what we listen for; so talk to ourselves, on a channel nobody else has.
-    let own = format!("mailshift_{}", uuid::Uuid::new_v4().simple());
-    listener.listen_all([CHANNEL, own.as_str()]).await?;
-    loop {
-        sqlx::query("SELECT pg_notify($1, '')").bind(&own).execute(pool).await?;
-        prove(&mut listener, &own, heard).await?;
-        if !listening.swap(true, Ordering::Relaxed) {
-            tracing::info!("notifications come through");
-            heard.notify_one();
-        }
-        let quiet = async {
-            while let Some(told) = listener.try_recv().await? {
-                if told.channel() == CHANNEL {
-                    heard.notify_one();
-                }
-            }
-            Err::<(), _>(StoreError::Timeout)
-        };
-        if let Ok(lost) = timeout(PROVE_EVERY, quiet).await {
-            return lost;
-        }
-    }
+        .connect_lazy_with(options.clone())
 }
 
-/// Waits for our own word to come back.
-async fn prove(listener: &mut PgListener, own: &str, heard: &Notify) -> Result<(), StoreError> {
-    let proof = async {
-        while let Some(told) = listener.try_recv().await? {
-            if told.channel() == own {
-                return Ok(());
-            }
-            heard.notify_one();
+fn current(pool: &Mutex<PgPool>) -> PgPool {
+    pool.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// What the table itself refused will be refused again; anything else is tried again.
+fn refused<T>(done: Result<T, sqlx::Error>) -> Result<Disputed, StoreError> {
+    let Err(error) = done else { return Ok(Disputed::Held) };
+    match error.as_database_error().and_then(DatabaseError::code) {
+        // Classes of errors: ours, and integrity constraints.
+        Some(code) if code.starts_with("MS") || code.starts_with("23") => {
+            Ok(Disputed::Refused(error.to_string()))
         }
-        Err(StoreError::Timeout)
-    };
-    timeout(PROVE_WITHIN, proof).await.unwrap_or(Err(StoreError::Timeout))
+        Some(_) | None => Err(error.into()),
+    }
 }
 
 /// Every session's own limits, so that a forgotten `BEGIN` elsewhere cannot stall a node (OWN-19).
@@ -321,7 +367,7 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
 
 /// SQLSTATE 25006 read_only_sql_transaction: a standby or a demoted primary.
 fn read_only(error: sqlx::Error) -> StoreError {
-    match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+    match error.as_database_error().and_then(DatabaseError::code) {
         Some(code) if code == "25006" => StoreError::ReadOnly,
         Some(_) | None => StoreError::Database(error),
     }

@@ -1,15 +1,16 @@
 //! The table's rows as both databases return them, and the statements that are the same in both.
 
 use crate::ownership::Epoch;
-use crate::ownership::map::{AccountRow, AliasRow, Change, DomainRow, Tables};
+use crate::ownership::map::{AccountRow, AliasRow, Change, Claim, DomainRow, Tables};
 
-use super::{Cursor, Page, StoreError};
+use super::{Cursor, Node, Page, StoreError};
 
 /// Most changes read at once.
 pub(super) const PAGE: i64 = 10_000;
 
 pub(super) const NEWEST: &str = "SELECT epoch, kind, name, CAST(nonce AS text) AS nonce FROM changes \
                                  ORDER BY epoch DESC, kind DESC, name DESC LIMIT 1";
+pub(super) const DATABASE: &str = "SELECT id FROM database";
 pub(super) const COUNT_ACCOUNTS: &str = "SELECT count(*) FROM accounts";
 pub(super) const COUNT_ALIASES: &str = "SELECT count(*) FROM aliases";
 pub(super) const DOMAINS: &str =
@@ -51,11 +52,12 @@ pub(super) struct AliasesRow {
     login: bool,
 }
 
-/// A row of `changes` beside the answer whether the cursor is still there. All but `intact` are NULL
-/// when there is no change to read.
+/// A row of `changes` beside the answers whether the cursor and the lease are still there. All but these
+/// are NULL when there is no change to read.
 #[derive(sqlx::FromRow)]
 pub(super) struct ChangeRow {
     intact: bool,
+    granted: bool,
     epoch: Option<i64>,
     kind: Option<String>,
     name: Option<String>,
@@ -91,15 +93,18 @@ impl AliasesRow {
     }
 }
 
-impl From<CursorRow> for Cursor {
-    fn from(row: CursorRow) -> Self {
-        Self { epoch: epoch_of(row.epoch), kind: row.kind, name: row.name, nonce: Some(row.nonce) }
+impl CursorRow {
+    /// The newest change of a database as a place to go on from; the beginning where there is none.
+    pub(super) fn cursor(newest: Option<Self>, database: String) -> Cursor {
+        let Some(row) = newest else { return Cursor { database, ..Cursor::default() } };
+        let Self { epoch, kind, name, nonce } = row;
+        Cursor { database, epoch: epoch_of(epoch), kind, name, nonce: Some(nonce) }
     }
 }
 
 impl ChangeRow {
     /// The change and its place; `None` for the row that only says whether the cursor is there.
-    fn read(self) -> Result<Option<(Cursor, Change)>, StoreError> {
+    fn read(self, database: &str) -> Result<Option<(Cursor, Change)>, StoreError> {
         let (Some(epoch), Some(kind), Some(name)) = (self.epoch, self.kind, self.name) else {
             return Ok(None);
         };
@@ -132,22 +137,46 @@ impl ChangeRow {
             }
             _ => return Err(lacks("a change of an unknown kind")),
         };
-        Ok(Some((Cursor { epoch, kind, name, nonce: self.nonce }, change)))
+        let database = database.to_owned();
+        Ok(Some((Cursor { database, epoch, kind, name, nonce: self.nonce }, change)))
     }
 }
 
 /// Reads what a store's statement returned for the changes after `cursor`.
 pub(super) fn page_of(rows: Vec<ChangeRow>, cursor: &Cursor) -> Result<Page, StoreError> {
     let more = i64::try_from(rows.len()).is_ok_and(|count| count >= PAGE);
-    let mut page = Page { intact: true, changes: Vec::new(), cursor: cursor.clone(), more };
+    let mut page = Page { changes: Vec::new(), cursor: cursor.clone(), more };
     for row in rows {
-        page.intact &= row.intact;
-        if let Some((place, change)) = row.read()? {
+        if !row.intact {
+            return Err(StoreError::HistoryLost);
+        }
+        if !row.granted {
+            return Err(StoreError::LeaseLost);
+        }
+        if let Some((place, change)) = row.read(&cursor.database)? {
             page.changes.push((place.epoch, change));
             page.cursor = place;
         }
     }
     Ok(page)
+}
+
+/// Why a node's own row cannot be written to, from (is it of this process, is it forgotten).
+pub(super) fn evicted(row: Option<(bool, bool)>) -> Option<StoreError> {
+    match row {
+        None => Some(StoreError::Gone),
+        Some((false, _)) => Some(StoreError::NameTaken),
+        Some((true, true)) => Some(StoreError::Forgotten),
+        Some((true, false)) => None,
+    }
+}
+
+/// Why an account is disputed, for the operator who has to decide.
+pub(super) fn reason(node: &Node, claim: &Claim) -> String {
+    format!(
+        "history lost: {}/{} has served it at {} by change {}, which is not in the table any more",
+        node.name, node.service, claim.owner, claim.epoch
+    )
 }
 
 fn domain_row(default_owner: Option<String>, delimiter: Option<String>) -> DomainRow {

@@ -3,33 +3,36 @@
 //! What the services write (`nodes`, `busy`) lives in a second file beside it, so that a service never
 //! locks the file in which an operator's shell is about to flip an account.
 
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::ConnectOptions;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
+use sqlx::{ConnectOptions, Sqlite, Transaction};
 use tokio::time::sleep;
 
 use super::rows::{
     self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, number, signed,
 };
-use super::{Cursor, Node, Page, Snapshot, StoreError};
+use super::{Cursor, Disputed, Grant, Node, Page, Report, Snapshot, StoreError};
 use crate::config::OwnershipConfig;
-use crate::ownership::map::Tables;
-use crate::ownership::registry::Busy;
+use crate::ownership::map::{Claim, Tables};
+use crate::ownership::table::sign_sqlite;
 use crate::ownership::{Epoch, schema};
 
 /// How often the file is asked whether somebody has written to it. A flip is seen within this.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longest wait for another writer's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many holds are over.
+const EXPIRED: &str = "SELECT count(*) FROM accounts WHERE state = 'held' \
+                       AND hold_until < strftime('%Y-%m-%d %H:%M:%f', 'now')";
 
 /// The ownership table in SQLite.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct SqliteStore {
     table: SqlitePool,
     nodes: SqlitePool,
     file: PathBuf,
+    /// The file that is open, whatever its name leads to later.
+    inode: (u64, u64),
     node: Node,
 }
 
@@ -54,22 +59,28 @@ impl SqliteStore {
         make_file(&file).and_then(|()| make_file(&nodes_file(&file))).map_err(sqlx::Error::Io)?;
         let pool = |file: &Path| {
             SqlitePoolOptions::new()
-                .max_connections(1)
+                // One reads, one waits for another writer's lock.
+                .max_connections(2)
                 .acquire_timeout(BUSY_TIMEOUT)
                 .connect_lazy_with(options(file))
         };
-        let store = Self { table: pool(&file), nodes: pool(&nodes_file(&file)), file, node };
+        let inode = inode(&file)?;
+        let (table, nodes) = (pool(&file), pool(&nodes_file(&file)));
+        let store = Self { table, nodes, file, inode, node };
         schema::prepare_sqlite(&store.table, &store.nodes, config.apply_schema).await?;
         Ok(store)
     }
 
     pub(super) async fn enter(&self) -> Result<(), StoreError> {
-        sqlx::query(
+        let entered = sqlx::query(
             "INSERT INTO nodes (node, service, incarnation, version, backends, lease_until, \
              seen_epoch) VALUES ($1, $2, $3, $4, $5, strftime('%Y-%m-%d %H:%M:%f', 'now'), 0) \
              ON CONFLICT (node, service) DO UPDATE SET incarnation = excluded.incarnation, \
              version = excluded.version, backends = excluded.backends, forgotten = 0, \
-             started_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), seen_epoch = 0",
+             started_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), seen_epoch = 0 \
+             WHERE nodes.forgotten OR nodes.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now') \
+             OR substr(nodes.incarnation, 1, instr(nodes.incarnation || '/', '/')) \
+              = substr(excluded.incarnation, 1, instr(excluded.incarnation || '/', '/'))",
         )
         .bind(&*self.node.name)
         .bind(self.node.service)
@@ -78,7 +89,20 @@ impl SqliteStore {
         .bind(&self.node.backends)
         .execute(&self.nodes)
         .await?;
-        Ok(())
+        if entered.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NameTaken) }
+    }
+
+    /// Why this node's row was not there to be written to; `None` when it is.
+    async fn evicted(&self) -> Result<Option<StoreError>, StoreError> {
+        let row = sqlx::query_as(
+            "SELECT incarnation = $3, forgotten FROM nodes WHERE node = $1 AND service = $2",
+        )
+        .bind(&*self.node.name)
+        .bind(self.node.service)
+        .bind(&*self.node.incarnation)
+        .fetch_optional(&self.nodes)
+        .await?;
+        Ok(rows::evicted(row))
     }
 
     pub(super) async fn leave(&self) -> Result<(), StoreError> {
@@ -101,6 +125,8 @@ impl SqliteStore {
     /// One read transaction: everything it reads is of one moment.
     pub(super) async fn load(&self) -> Result<Snapshot, StoreError> {
         let mut transaction = self.table.begin().await?;
+        let database: String =
+            sqlx::query_scalar(rows::DATABASE).fetch_one(&mut *transaction).await?;
         let newest: Option<CursorRow> =
             sqlx::query_as(rows::NEWEST).fetch_optional(&mut *transaction).await?;
         let accounts: i64 =
@@ -124,10 +150,10 @@ impl SqliteStore {
         }
         drop(aliases);
         transaction.commit().await?;
-        Ok(Snapshot { tables, cursor: newest.map(Cursor::from).unwrap_or_default() })
+        Ok(Snapshot { tables, cursor: CursorRow::cursor(newest, database) })
     }
 
-    pub(super) async fn renew_lease(&self, length: Duration) -> Result<(), StoreError> {
+    pub(super) async fn renew_lease(&self, length: Duration) -> Result<Grant, StoreError> {
         let renewed = sqlx::query(
             "UPDATE nodes SET lease_until = strftime('%Y-%m-%d %H:%M:%f', 'now', $4), listen = 1, \
              updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now') \
@@ -139,14 +165,21 @@ impl SqliteStore {
         .bind(format!("+{:.3} seconds", length.as_secs_f64()))
         .execute(&self.nodes)
         .await?;
-        if renewed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Replaced) }
+        if renewed.rows_affected() == 1 {
+            return Ok(Grant(0));
+        }
+        Err(self.evicted().await?.unwrap_or(StoreError::LeaseLost))
     }
 
     pub(super) async fn changes_after(&self, cursor: &Cursor) -> Result<Page, StoreError> {
+        if inode(&self.file)? != self.inode {
+            return Err(StoreError::FileReplaced);
+        }
         let rows: Vec<ChangeRow> = sqlx::query_as(
-            "WITH here AS (SELECT $4 IS NULL OR EXISTS (SELECT 1 FROM changes WHERE epoch = $1 \
-               AND kind = $2 AND name = $3 AND CAST(nonce AS text) = $4) AS intact) \
-             SELECT here.intact, c.* FROM here LEFT JOIN (SELECT epoch, kind, name, \
+            "WITH here AS (SELECT (SELECT id FROM database) = $6 AND ($4 IS NULL OR EXISTS \
+               (SELECT 1 FROM changes WHERE epoch = $1 AND kind = $2 AND name = $3 \
+                AND CAST(nonce AS text) = $4)) AS intact) \
+             SELECT here.intact, 1 AS granted, c.* FROM here LEFT JOIN (SELECT epoch, kind, name, \
                CAST(nonce AS text) AS nonce, deleted, new_owner, new_state, new_account, new_login, \
                new_default_owner, new_subaddress_delimiter FROM changes \
                WHERE (epoch, kind, name) > ($1, $2, $3) ORDER BY epoch, kind, name LIMIT $5) c \
@@ -157,29 +190,35 @@ impl SqliteStore {
         .bind(&cursor.name)
         .bind(&cursor.nonce)
         .bind(PAGE)
+        .bind(&cursor.database)
         .fetch_all(&self.table)
         .await?;
         rows::page_of(rows, cursor)
     }
 
-    pub(super) async fn report(&self, cursor: &Cursor, busy: &[Busy]) -> Result<bool, StoreError> {
+    pub(super) async fn report(
+        &self,
+        cursor: &Cursor,
+        report: &Report<'_>,
+    ) -> Result<(), StoreError> {
         let here: bool = sqlx::query_scalar(
-            "SELECT $4 IS NULL OR EXISTS (SELECT 1 FROM changes WHERE epoch = $1 AND kind = $2 \
-             AND name = $3 AND CAST(nonce AS text) = $4)",
+            "SELECT (SELECT id FROM database) = $5 AND ($4 IS NULL OR EXISTS (SELECT 1 FROM changes \
+             WHERE epoch = $1 AND kind = $2 AND name = $3 AND CAST(nonce AS text) = $4))",
         )
         .bind(signed(cursor.epoch))
         .bind(&cursor.kind)
         .bind(&cursor.name)
         .bind(&cursor.nonce)
+        .bind(&cursor.database)
         .fetch_one(&self.table)
         .await?;
         if !here {
-            return Ok(false);
+            return Err(StoreError::HistoryLost);
         }
         let mut transaction = self.nodes.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query(
+        let seen = sqlx::query(
             "UPDATE nodes SET seen_epoch = $4, updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now') \
-             WHERE node = $1 AND service = $2 AND incarnation = $3",
+             WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten",
         )
         .bind(&*self.node.name)
         .bind(self.node.service)
@@ -187,27 +226,83 @@ impl SqliteStore {
         .bind(signed(cursor.epoch))
         .execute(&mut *transaction)
         .await?;
-        sqlx::query("DELETE FROM busy WHERE node = $1 AND service = $2")
-            .bind(&*self.node.name)
-            .bind(self.node.service)
-            .execute(&mut *transaction)
-            .await?;
-        for b in busy {
+        if seen.rows_affected() == 0 {
+            transaction.rollback().await?;
+            return Err(self.evicted().await?.unwrap_or(StoreError::HistoryLost));
+        }
+        if report.afresh {
+            sqlx::query("DELETE FROM busy WHERE node = $1 AND service = $2")
+                .bind(&*self.node.name)
+                .bind(self.node.service)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        for account in &report.drained {
+            sqlx::query("DELETE FROM busy WHERE node = $1 AND service = $2 AND account = $3")
+                .bind(&*self.node.name)
+                .bind(self.node.service)
+                .bind(*account)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        for b in &report.changed {
             sqlx::query(
-                "INSERT INTO busy (node, service, account, epoch, sessions, deliveries, in_doubt) \
-                 VALUES ($1, $2, $3, $4, $5, $6, 0)",
+                "INSERT OR REPLACE INTO busy (node, service, account, epoch, sessions, deliveries) \
+                 VALUES ($1, $2, $3, $4, $5, $6)",
             )
             .bind(&*self.node.name)
             .bind(self.node.service)
             .bind(&*b.account)
-            .bind(signed(b.epoch.min(cursor.epoch)))
+            .bind(signed(b.epoch))
             .bind(b.sessions)
             .bind(b.deliveries)
             .execute(&mut *transaction)
             .await?;
         }
+        Ok(transaction.commit().await?)
+    }
+
+    pub(super) async fn expire_holds(&self) -> Result<u64, StoreError> {
+        let over: i64 = sqlx::query_scalar(EXPIRED).fetch_one(&self.table).await?;
+        if over == 0 {
+            return Ok(0);
+        }
+        let mut transaction = self.table.begin_with("BEGIN IMMEDIATE").await?;
+        sign_sqlite(&mut transaction, Some((&self.signature(), "expire_holds"))).await?;
+        let ended = sqlx::query(
+            "UPDATE accounts SET state = 'active' WHERE state = 'held' \
+             AND hold_until < strftime('%Y-%m-%d %H:%M:%f', 'now')",
+        )
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
+        sign_sqlite(&mut transaction, None).await?;
         transaction.commit().await?;
-        Ok(true)
+        Ok(ended)
+    }
+
+    pub(super) async fn dispute<'a>(
+        &self,
+        claims: &'a [Claim],
+    ) -> Result<Vec<(&'a Claim, Disputed)>, StoreError> {
+        let mut disputed = Vec::new();
+        for claim in claims {
+            let mut transaction = self.table.begin_with("BEGIN IMMEDIATE").await?;
+            sign_sqlite(&mut transaction, Some((&self.signature(), "dispute"))).await?;
+            let held = hold(&mut transaction, claim, &rows::reason(&self.node, claim)).await;
+            sign_sqlite(&mut transaction, None).await?;
+            transaction.commit().await?;
+            match refused(held)? {
+                Ok(true) => disputed.push((claim, Disputed::Held)),
+                Ok(false) => {}
+                Err(words) => disputed.push((claim, Disputed::Refused(words))),
+            }
+        }
+        Ok(disputed)
+    }
+
+    fn signature(&self) -> String {
+        format!("{}/{}", self.node.name, self.node.service)
     }
 
     pub(super) async fn raise_clock(&self, epoch: Epoch) -> Result<(), StoreError> {
@@ -255,6 +350,69 @@ impl Watch {
     }
 }
 
+/// Holds the account without end, where its change is gone. Says whether it is.
+async fn hold(
+    transaction: &mut Transaction<'_, Sqlite>,
+    claim: &Claim,
+    reason: &str,
+) -> Result<bool, sqlx::Error> {
+    let lost: bool = sqlx::query_scalar(
+        "SELECT $3 >= coalesce((SELECT min(epoch) FROM changes), 0) \
+         AND NOT EXISTS (SELECT 1 FROM changes WHERE epoch = $3 AND kind = 'account' \
+           AND name = $1 AND new_owner = $2) \
+         AND NOT EXISTS (SELECT 1 FROM changes WHERE epoch > $3 AND kind = 'account' \
+           AND name = $1 AND via = 'dispute')",
+    )
+    .bind(&*claim.account)
+    .bind(&*claim.owner)
+    .bind(signed(claim.epoch))
+    .fetch_one(&mut **transaction)
+    .await?;
+    if !lost {
+        return Ok(false);
+    }
+    sqlx::query(
+        "INSERT INTO accounts (account, owner, state) SELECT $1, $2, 'held' \
+         WHERE NOT EXISTS (SELECT 1 FROM accounts WHERE account = $1)",
+    )
+    .bind(&*claim.account)
+    .bind(&*claim.owner)
+    .execute(&mut **transaction)
+    .await?;
+    sqlx::query(
+        "UPDATE accounts SET state = 'held', hold_token = NULL, hold_until = NULL, disputed = $2 \
+         WHERE account = $1 AND disputed IS NULL",
+    )
+    .bind(&*claim.account)
+    .bind(reason)
+    .execute(&mut **transaction)
+    .await?;
+    Ok(true)
+}
+
+/// What the table itself refused will be refused again; anything else is tried again.
+fn refused(held: Result<bool, sqlx::Error>) -> Result<Result<bool, String>, StoreError> {
+    match held {
+        Ok(held) => Ok(Ok(held)),
+        // SQLITE_CONSTRAINT_TRIGGER and its like: the code's low octet is 19.
+        Err(sqlx::Error::Database(error))
+            if error
+                .code()
+                .and_then(|code| code.parse::<i32>().ok())
+                .is_some_and(|c| c & 0xff == 19) =>
+        {
+            Ok(Err(error.to_string()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Which file a name leads to.
+fn inode(file: &Path) -> Result<(u64, u64), StoreError> {
+    let file = fs::metadata(file).map_err(sqlx::Error::Io)?;
+    Ok((file.dev(), file.ino()))
+}
+
 /// The file in a `sqlite:` URL.
 pub(in crate::ownership) fn file_of(url: &str) -> PathBuf {
     let path = url.strip_prefix("sqlite:").unwrap_or(url);
@@ -284,7 +442,7 @@ pub(in crate::ownership) fn make_file(file: &Path) -> std::io::Result<()> {
 fn options(file: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(file)
-        .create_if_missing(true)
+        .create_if_missing(false)
         .journal_mode(SqliteJournalMode::Wal)
         // A flip that was committed must survive a power cut.
         .synchronous(SqliteSynchronous::Full)

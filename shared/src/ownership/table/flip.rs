@@ -118,7 +118,7 @@ pub(super) async fn sign_postgres(
 }
 
 /// The same for SQLite; `None` takes it back, which must be done before the commit.
-pub(super) async fn sign_sqlite(
+pub(in crate::ownership) async fn sign_sqlite(
     transaction: &mut Transaction<'_, Sqlite>,
     signature: Option<(&str, &str)>,
 ) -> Result<(), sqlx::Error> {
