@@ -49,8 +49,8 @@ pub static IMAP: Protocol = Protocol {
 /// A [`ServiceError`] when it cannot start.
 pub async fn run(config: Config) -> Result<(), ServiceError> {
     service::run("login-proxy", config, |service| {
-        if service.config.login.imap.is_empty() {
-            return Err(ServiceError::Idle("set login.imap.listen or login.imaps.listen"));
+        if let Some(missing) = idle(&service.config) {
+            return Err(ServiceError::Idle(missing));
         }
         let mut bound = Vec::new();
         for listener in &service.config.login.imap {
@@ -66,6 +66,11 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
         })
     })
     .await
+}
+
+/// What is to be configured where there would be nothing to do.
+pub fn idle(config: &Config) -> Option<&'static str> {
+    config.login.imap.is_empty().then_some("set login.imap.listen or login.imaps.listen")
 }
 
 /// What the connections of one listener work with.

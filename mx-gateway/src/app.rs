@@ -25,8 +25,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// A [`ServiceError`] when it cannot start.
 pub async fn run(config: Config) -> Result<(), ServiceError> {
     service::run("mx-gateway", config, |service| {
-        if service.config.mx.listeners.is_empty() {
-            return Err(ServiceError::Idle("set mx.smtp.listen"));
+        if let Some(missing) = idle(&service.config) {
+            return Err(ServiceError::Idle(missing));
         }
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
@@ -55,6 +55,11 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
         })
     })
     .await
+}
+
+/// What is to be configured where there would be nothing to do.
+pub fn idle(config: &Config) -> Option<&'static str> {
+    config.mx.listeners.is_empty().then_some("set mx.smtp.listen")
 }
 
 /// What the sessions of one listener work with. `storage` is where messages are kept while they are

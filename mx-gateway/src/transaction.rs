@@ -109,6 +109,7 @@ impl Transaction {
         path: ForwardPath,
     ) -> Answer {
         let plain = |to, reply| Answer { to, owner: None, reply, why: None };
+        let to_postmaster = path == ForwardPath::Postmaster;
         let address = match path {
             ForwardPath::Mailbox(address) => address,
             ForwardPath::Postmaster => match cx.postmaster() {
@@ -123,6 +124,14 @@ impl Transaction {
         let name = Name::of_address(&address);
         let owner = match cx.ownership.look_up(&name) {
             Ok(owner) => owner,
+            // There must be a postmaster (RFC 5321 §4.5.1): that nobody is one is our fault, not theirs.
+            Err(refusal) if to_postmaster => {
+                tracing::error!(%address, why = %refusal, "nobody takes mail to postmaster: set mx.postmaster");
+                return plain(
+                    Some(address),
+                    Reply::new(451, (3, 5), "No postmaster is configured"),
+                );
+            }
             Err(refusal) => {
                 let reply = refusal::by_table(&refusal, &address);
                 let why = Some(refusal.to_string());

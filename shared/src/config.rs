@@ -238,6 +238,18 @@ impl Config {
     }
 }
 
+impl OwnershipConfig {
+    /// The table's place without anything secret: an SQLite file's path, or a Postgres host.
+    pub fn shown(&self) -> &str {
+        match self.url.split_once("://") {
+            Some((_, rest)) if !self.url.starts_with("sqlite:") => {
+                rest.rsplit_once('@').map_or(rest, |(_, host)| host)
+            }
+            _ => &self.url,
+        }
+    }
+}
+
 impl std::fmt::Debug for OwnershipConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OwnershipConfig")

@@ -201,7 +201,7 @@ impl Ownership {
     }
 
     /// Stops serving now: ends the lease and all work. True when anything could be served until now.
-    fn stop_serving(&self) -> bool {
+    pub(crate) fn stop_serving(&self) -> bool {
         let served = self.lease.end();
         self.registry.mark_all();
         served

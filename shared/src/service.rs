@@ -10,8 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
-use tokio::time::sleep;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backends;
@@ -20,12 +22,15 @@ use crate::lifecycle::Lifecycle;
 use crate::listener::BindError;
 use crate::ownership::Ownership;
 use crate::ownership::feed::Feed;
+use crate::ownership::schema::SchemaError;
 use crate::ownership::store::{Node, Store, StoreError};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::tls::{Certificates, TlsError};
 
 /// Waits between attempts to open a database that is away.
 const REOPEN: Duration = Duration::from_secs(1);
+/// That it is away is said this often.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// How often certificate files are looked at.
 const CERTIFICATES_EVERY: Duration = Duration::from_mins(1);
 
@@ -62,6 +67,9 @@ pub enum ServiceError {
     /// Nothing is configured for it to listen on.
     #[error("nothing to do: {0}")]
     Idle(&'static str),
+    /// What keeps the copy of the table current has ended: without it nothing may be served for long.
+    #[error("the feed of the ownership table ended unexpectedly; start the service again")]
+    FeedEnded,
     /// Signals or the runtime.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -86,20 +94,33 @@ where
         config,
     };
     service.ownership.map().set_default_domain(service.config.default_domain.clone());
+    raise_descriptor_limit();
     let serve = bind(&service)?;
     let signal = Lifecycle::until_signal();
     tokio::pin!(signal);
+    watch_certificates(&service)?;
+    // From here on clients get an answer: until the table is loaded, that it is not for now.
+    serve();
     let starting = tokio::select! {
         feed = start_feed(name, &service) => feed?,
-        signal = &mut signal => { tracing::info!(signal = signal?, "stopped before it served"); return Ok(()); }
+        signal = &mut signal => {
+            tracing::info!(signal = signal?, "stopped before the table was loaded");
+            service.lifecycle.shut_down(Duration::ZERO).await;
+            return Ok(());
+        }
     };
     // The feed goes on while sessions finish: they may be told of a flip until the last one has ended.
     let end_of_feed = CancellationToken::new();
-    let feed = tokio::spawn(starting.run(end_of_feed.clone()));
-    watch_certificates(&service);
-    serve();
+    let mut feed = tokio::spawn(starting.run(end_of_feed.clone()));
     tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "ready");
-    let signal = signal.await?;
+    let signal = tokio::select! {
+        signal = signal => signal?,
+        _ = &mut feed => {
+            service.ownership.stop_serving();
+            service.lifecycle.shut_down(Duration::ZERO).await;
+            return Err(ServiceError::FeedEnded);
+        }
+    };
     tracing::info!(signal, "stopping");
     let left = service.lifecycle.shut_down(service.config.node.shutdown_grace).await;
     if left > 0 {
@@ -119,12 +140,24 @@ async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, Servi
         incarnation: format!("{}/{}", service.state.id(), uuid::Uuid::new_v4()).into(),
         backends: digests(&service.config.backends),
     };
+    let mut complained = None;
     let store = loop {
         match Store::open(ownership, node.clone()).await {
             Ok(store) => break store,
-            Err(error @ StoreError::Schema(_)) => return Err(error.into()),
+            // Not there yet, or not mounted yet: that may change.
+            Err(
+                error @ StoreError::Schema(
+                    SchemaError::Newer { .. }
+                    | SchemaError::Older { .. }
+                    | SchemaError::Migration(_),
+                ),
+            ) => return Err(error.into()),
             Err(error) => {
-                tracing::error!(%error, "cannot open the ownership table; trying again");
+                if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_EVERY) {
+                    complained = Some(Instant::now());
+                    let table = ownership.shown();
+                    tracing::error!(%error, table, "cannot open the ownership table; trying again, and refusing everything for now");
+                }
                 sleep(REOPEN).await;
             }
         }
@@ -138,18 +171,43 @@ async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, Servi
     .await)
 }
 
-fn watch_certificates(service: &Service) {
-    let Some(certificates) = service.certificates.clone() else { return };
+/// Reads certificates again when their files have changed: now and then, and at SIGHUP, which must not
+/// end the service in any case.
+fn watch_certificates(service: &Service) -> Result<(), ServiceError> {
+    let certificates = service.certificates.clone();
+    let mut hangup = signal(SignalKind::hangup())?;
     let stop = service.lifecycle.stop().clone();
     service.lifecycle.spawn("certificates", async move {
-        while stop.run_until_cancelled(sleep(CERTIFICATES_EVERY)).await.is_some() {
-            match certificates.reload_if_changed() {
-                Ok(true) => tracing::info!("certificates were read again"),
-                Ok(false) => {}
-                Err(error) => tracing::error!(%error, "changed certificates cannot be used; the old ones stay"),
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(CERTIFICATES_EVERY) => {}
+                _ = hangup.recv() => tracing::info!(
+                    "SIGHUP: looking for changed certificates; other settings need a restart"
+                ),
+            }
+            match certificates.as_ref().map(|certificates| certificates.reload_if_changed()) {
+                Some(Ok(true)) => tracing::info!("certificates were read again"),
+                Some(Ok(false)) | None => {}
+                Some(Err(error)) => {
+                    tracing::error!(%error, "changed certificates cannot be used; the old ones stay");
+                }
             }
         }
     });
+    Ok(())
+}
+
+/// A joined session needs two descriptors, and the usual soft limit is 1,024: takes what it may have.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+    }
+    tracing::info!(limit = ?getrlimit(Resource::Nofile).current, "open files allowed");
 }
 
 /// What this node knows of each backend, so that a difference between nodes is seen: JSON, name →

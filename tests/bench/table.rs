@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use shared::config::OwnershipConfig;
-use shared::ownership::store::{Node, Store};
+use shared::ownership::store::Node;
+use shared::ownership::table::Table;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
 /// The configuration of a table under `url`.
@@ -32,7 +33,7 @@ pub async fn sqlite(directory: &Path, accounts: usize) -> anyhow::Result<String>
     std::fs::create_dir_all(directory)?;
     let file = directory.join("ownership.db");
     let url = format!("sqlite:{}", file.display());
-    drop(Store::open(&config(&url), node("setup")).await?);
+    Table::create(&url).await?.apply_schema().await?;
     let pool = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&file)).await?;
     sqlx::query("INSERT INTO domains (domain) VALUES ('example.org')").execute(&pool).await?;
     sqlx::query(
@@ -58,7 +59,7 @@ pub async fn move_half(url: &str) -> anyhow::Result<()> {
 
 /// Fills a new Postgres database with the schema and `accounts` accounts at old.
 pub async fn fill(url: &str, accounts: usize) -> anyhow::Result<()> {
-    drop(Store::open(&config(url), node("setup")).await?);
+    Table::create(url).await?.apply_schema().await?;
     let pool = sqlx::PgPool::connect(url).await?;
     sqlx::query("INSERT INTO domains (domain) VALUES ('example.org')").execute(&pool).await?;
     sqlx::query(

@@ -28,7 +28,8 @@ impl Table {
             )
         };
         let (main, nodes) = (pool(&table.file()), pool(&table.nodes()));
-        schema::prepare_sqlite(&main, &nodes, true).await.unwrap();
+        std::fs::File::create(table.file()).unwrap();
+        schema::prepare_sqlite(&main, &nodes, &table.file(), schema::Apply::All).await.unwrap();
         main.close().await;
         nodes.close().await;
         table.run(

@@ -101,6 +101,12 @@ impl Parser<'_, '_> {
         if !known.iter().any(|scheme| url.starts_with(scheme)) {
             self.problems.note("ownership.url", "must begin with postgres:// or sqlite:");
         }
+        let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+        if path.is_some_and(|path| !path.starts_with('/')) {
+            let message =
+                "needs an absolute path, sqlite:/…: both services must read the same file";
+            self.problems.note("ownership.url", message);
+        }
         for (key, value) in [
             ("ownership.max_staleness", ownership.max_staleness),
             ("ownership.poll_interval", ownership.poll_interval),
@@ -162,6 +168,10 @@ impl Parser<'_, '_> {
                 self.problems.note(&key, message);
                 continue;
             };
+            if backend.mail.is_none() && backend.imap.is_none() {
+                let message = format!("has neither [{key}.mail] nor [{key}.imap]");
+                self.problems.note(&key, message);
+            }
             let mail = backend.mail.and_then(|mail| self.mail(&format!("{key}.mail"), &mail));
             let imap = backend.imap.and_then(|imap| {
                 if imap.protocol.is_some() {
@@ -435,6 +445,14 @@ impl Parser<'_, '_> {
     fn log(&mut self, log: raw::Log) -> LogConfig {
         if let Err(error) = log.level.parse::<tracing_subscriber::filter::EnvFilter>() {
             self.problems.note("log.level", error.to_string());
+        }
+        // A lone word that is no level would be taken for a module's name, and nothing be logged.
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        for word in log.level.split(',').map(str::trim).filter(|word| !word.contains('=')) {
+            if !levels.iter().any(|level| level.eq_ignore_ascii_case(word)) {
+                let message = format!("{word:?} is not one of {}", levels.join(", "));
+                self.problems.note("log.level", message);
+            }
         }
         let format = match log.format {
             raw::LogFormat::Text => LogFormat::Text,

@@ -163,12 +163,16 @@ impl Feed {
         // A process that was suspended wakes up here or in the guard.
         self.lapse();
         let request = ownership.lease().request();
-        let grant = match poll {
+        // Without a lease the changes are still read: a flip is seen as long as there is anything to see.
+        let (grant, not_granted) = match poll {
             Poll::Interval => {
                 let length = self.max_staleness.saturating_add(LEASE_MARGIN);
-                Some(in_time(POLL_TIMEOUT, self.store.renew_lease(length)).await?)
+                match in_time(POLL_TIMEOUT, self.store.renew_lease(length)).await {
+                    Ok(grant) => (Some(grant), None),
+                    Err(error) => (None, Some(error)),
+                }
             }
-            Poll::Notified => None,
+            Poll::Notified => (None, None),
         };
         loop {
             let page = self.store.changes_after(&self.cursor, grant.as_ref());
@@ -183,7 +187,10 @@ impl Feed {
             self.lapse();
             ownership.lease().grant(&request, self.max_staleness);
         }
-        self.report().await
+        match not_granted {
+            Some(error) => Err(error),
+            None => self.report().await,
+        }
     }
 
     /// Says in the table how far this node has applied the changes and what still runs against them.

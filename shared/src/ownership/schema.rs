@@ -1,6 +1,8 @@
 //! The table's schema: numbered migrations in `config/schema`, built into every binary (OWN-1).
 
 use std::cmp::Ordering;
+use std::fs::File;
+use std::path::Path;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{PgPool, SqlitePool};
@@ -38,9 +40,33 @@ pub enum SchemaError {
         /// Newest version built in.
         known: i64,
     },
+    /// There is no table at all. Only `mailshift schema apply` makes one: a service that did would serve an
+    /// empty one where a path is mistyped or a volume is not mounted, and refuse everybody for good.
+    #[error(
+        "there is no ownership table here: check the place, or make one with `mailshift schema apply`"
+    )]
+    Missing,
     /// A migration failed.
     #[error("cannot bring the schema up to date: {0}")]
     Migration(MigrateError),
+}
+
+/// What may be done to a schema that is not up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Apply {
+    /// Everything: an operator said so.
+    All,
+    /// An older one may be brought up to date.
+    ToOlder,
+    /// Nothing.
+    Never,
+}
+
+impl Apply {
+    /// What a service may do.
+    pub(super) fn by_service(configured: bool) -> Self {
+        if configured { Self::ToOlder } else { Self::Never }
+    }
 }
 
 /// Brings a Postgres schema up to date where `apply` allows it, and refuses one that is not.
@@ -48,7 +74,7 @@ pub enum SchemaError {
 /// # Errors
 ///
 /// A [`SchemaError`], or the database's failure.
-pub async fn prepare_postgres(pool: &PgPool, apply: bool) -> Result<(), StoreError> {
+pub async fn prepare_postgres(pool: &PgPool, apply: Apply) -> Result<(), StoreError> {
     if judge(version_postgres(pool).await?, &POSTGRES, apply)? {
         POSTGRES.run(pool).await.map_err(fault)?;
     }
@@ -63,13 +89,18 @@ pub async fn prepare_postgres(pool: &PgPool, apply: bool) -> Result<(), StoreErr
 pub async fn prepare_sqlite(
     table: &SqlitePool,
     nodes: &SqlitePool,
-    apply: bool,
+    file: &Path,
+    apply: Apply,
 ) -> Result<(), StoreError> {
+    // Both services may start at once, and SQLite has no lock of its own for this.
+    let lock = File::open(file).map_err(sqlx::Error::Io)?;
+    let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
+    let _locked = locked.map_err(std::io::Error::other).and_then(|l| l).map_err(sqlx::Error::Io)?;
     if judge(version_sqlite(table).await?, &SQLITE, apply)? {
         SQLITE.run(table).await.map_err(fault)?;
     }
     // The second file belongs to the services alone; there is nothing in it to ask about.
-    if judge(version_sqlite(nodes).await?, &SQLITE_NODES, true)? {
+    if judge(version_sqlite(nodes).await?, &SQLITE_NODES, Apply::All)? {
         SQLITE_NODES.run(nodes).await.map_err(fault)?;
     }
     Ok(())
@@ -115,12 +146,15 @@ pub fn known(migrator: &Migrator) -> i64 {
 const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations WHERE success";
 
 /// Whether migrations have to run.
-fn judge(found: i64, migrator: &Migrator, apply: bool) -> Result<bool, SchemaError> {
+fn judge(found: i64, migrator: &Migrator, apply: Apply) -> Result<bool, SchemaError> {
     let known = known(migrator);
+    if found == 0 && apply != Apply::All {
+        return Err(SchemaError::Missing);
+    }
     match found.cmp(&known) {
         Ordering::Greater => Err(SchemaError::Newer { found, known }),
         Ordering::Equal => Ok(false),
-        Ordering::Less if apply => Ok(true),
+        Ordering::Less if apply != Apply::Never => Ok(true),
         Ordering::Less => Err(SchemaError::Older { found, known }),
     }
 }

@@ -23,7 +23,7 @@ pub(super) use flip::sign_sqlite;
 pub use flip::{Flipped, Settling};
 pub use import::{ImportRow, Imported, Problem, read_csv};
 
-use super::schema::{self, SchemaError};
+use super::schema::{self, Apply, SchemaError};
 use super::store::{self, StoreError};
 use crate::address::Address;
 use crate::backend::BackendName;
@@ -111,7 +111,11 @@ pub enum TableError {
         account: String,
     },
     /// Held accounts keep their owner.
-    #[error("held, so the owner cannot change: {}", .0.join(", "))]
+    #[error(
+        "held, so the owner cannot change: {} (to end a hold or a dispute deliberately: UPDATE accounts \
+         SET owner = …, state = 'active' WHERE account = …)",
+        .0.join(", ")
+    )]
     Held(Vec<String>),
     /// A live node could not serve the owner.
     #[error("backend {owner} is not configured on {nodes}")]
@@ -176,10 +180,10 @@ impl Table {
     /// A newer schema, or a migration that failed; then nothing was changed.
     pub async fn apply_schema(&self) -> Result<(), TableError> {
         match self {
-            Self::Postgres(pool) => schema::prepare_postgres(pool, true).await?,
+            Self::Postgres(pool) => schema::prepare_postgres(pool, Apply::All).await?,
             Self::Sqlite { pool, file } => {
                 let nodes = nodes_pool(file, true);
-                let prepared = schema::prepare_sqlite(pool, &nodes, true).await;
+                let prepared = schema::prepare_sqlite(pool, &nodes, file, Apply::All).await;
                 nodes.close().await;
                 prepared?;
             }

@@ -16,7 +16,14 @@ pub const DEFAULT_CONFIG: &str = "/etc/mailshift/mailshift.toml";
 const EX_CONFIG: u8 = 78;
 
 /// Reads the arguments and does what they say. `run` runs the service.
-pub async fn main<F, R>(name: &'static str, version: &'static str, run: F) -> ExitCode
+///
+/// `idle` says what is to be configured where the service would have nothing to do.
+pub async fn main<F, R>(
+    name: &'static str,
+    version: &'static str,
+    idle: fn(&Config) -> Option<&'static str>,
+    run: F,
+) -> ExitCode
 where
     F: FnOnce(Config) -> R,
     R: Future<Output = Result<(), ServiceError>>,
@@ -46,12 +53,15 @@ where
         }
     };
     if arguments.subcommand_name() == Some("check") {
-        return check(file, &config);
+        return check(file, &config, idle(&config));
     }
-    if let Err(error) = telemetry::set_up(&config.log) {
-        say(&format!("{}: log: {error}", file.display()));
-        return ExitCode::from(EX_CONFIG);
-    }
+    let _log = match telemetry::set_up(&config.log) {
+        Ok(guard) => guard,
+        Err(error) => {
+            say(&format!("{}: log: {error}", file.display()));
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
     match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -61,14 +71,19 @@ where
                 ServiceError::StateDir(_)
                 | ServiceError::Bind(_)
                 | ServiceError::Ownership(_)
+                | ServiceError::FeedEnded
                 | ServiceError::Io(_) => ExitCode::FAILURE,
             }
         }
     }
 }
 
-/// What reading the file does not check: the certificates.
-fn check(file: &Path, config: &Config) -> ExitCode {
+/// What reading the file does not check: the certificates, and whether there is anything to do.
+fn check(file: &Path, config: &Config, idle: Option<&str>) -> ExitCode {
+    if let Some(missing) = idle {
+        say(&format!("{}: nothing to do: {missing}", file.display()));
+        return ExitCode::from(EX_CONFIG);
+    }
     match crate::tls::Certificates::load(&config.tls) {
         Ok(_) => {
             say(&format!("{}: good", file.display()));

@@ -20,9 +20,10 @@ use super::{Cursor, Disputed, Grant, Node, Page, Report, Snapshot, StoreError};
 pub(super) use listener::Listener;
 
 use crate::config::OwnershipConfig;
+use crate::ownership::Epoch;
 use crate::ownership::map::{Claim, Tables};
 use crate::ownership::registry::Busy;
-use crate::ownership::{Epoch, schema};
+use crate::ownership::schema::{self, Apply};
 
 /// Longest wait for a connection, and for a statement that waits for a lock.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,7 +51,8 @@ impl PostgresStore {
         let pool = Arc::new(Mutex::new(connect(&options)));
         let listening = Arc::new(AtomicBool::new(false));
         let store = Self { pool, options, listen, node, listening };
-        schema::prepare_postgres(&store.pool(), config.apply_schema).await?;
+        let apply = Apply::by_service(config.apply_schema);
+        schema::prepare_postgres(&store.pool(), apply).await?;
         Ok(store)
     }
 

@@ -22,9 +22,10 @@ use super::rows::{
 };
 use super::{Cursor, Disputed, Grant, Node, Page, Report, Snapshot, StoreError};
 use crate::config::OwnershipConfig;
+use crate::ownership::Epoch;
 use crate::ownership::map::{Claim, Tables};
+use crate::ownership::schema::{self, Apply, SchemaError};
 use crate::ownership::table::sign_sqlite;
-use crate::ownership::{Epoch, schema};
 
 /// How often the file is asked whether somebody has written to it. A flip is seen within this.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -56,7 +57,10 @@ pub struct Watch {
 impl SqliteStore {
     pub(super) async fn open(config: &OwnershipConfig, node: Node) -> Result<Self, StoreError> {
         let file = file_of(&config.url);
-        make_file(&file).and_then(|()| make_file(&nodes_file(&file))).map_err(sqlx::Error::Io)?;
+        if !file.exists() {
+            return Err(SchemaError::Missing.into());
+        }
+        make_file(&nodes_file(&file)).map_err(sqlx::Error::Io)?;
         let pool = |file: &Path| {
             SqlitePoolOptions::new()
                 // One reads, one waits for another writer's lock.
@@ -67,7 +71,8 @@ impl SqliteStore {
         let inode = inode(&file)?;
         let (table, nodes) = (pool(&file), pool(&nodes_file(&file)));
         let store = Self { table, nodes, file, inode, node };
-        schema::prepare_sqlite(&store.table, &store.nodes, config.apply_schema).await?;
+        let apply = Apply::by_service(config.apply_schema);
+        schema::prepare_sqlite(&store.table, &store.nodes, &store.file, apply).await?;
         Ok(store)
     }
 
