@@ -4,10 +4,13 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use shared::backend::Backends;
+use shared::ownership::feed::Feed;
 use shared::ownership::map::{AccountRow, AliasRow, Change, DomainRow, Tables};
+use shared::ownership::store::Store;
 use shared::ownership::{Name, Ownership};
+use tokio_util::sync::CancellationToken;
 
-use crate::measure;
+use crate::{measure, table};
 
 const ACCOUNTS: usize = 1_000_000;
 const LOOK_UPS: usize = 2_000_000;
@@ -35,6 +38,28 @@ pub async fn run() -> anyhow::Result<()> {
         nanos.push(began.elapsed().as_nanos() as f64 / LOOK_UPS as f64);
     }
     println!("look-up: {:.0} ns (median of {RUNS} runs of {LOOK_UPS})", measure::median(nanos));
+    drop(ownership);
+    load().await
+}
+
+/// From an empty node to one that serves, on a table of that size in Postgres.
+async fn load() -> anyhow::Result<()> {
+    let database = tests::postgres::Server::shared().create_database()?;
+    table::fill(&database.url, ACCOUNTS).await?;
+    let config = table::config(&database.url);
+    let mut seconds = Vec::new();
+    for _ in 0..RUNS {
+        let ownership = Ownership::new(Backends::default());
+        let store = Store::open(&config, table::node("bench")).await?;
+        let began = Instant::now();
+        let feed = Feed::start(store, ownership, config.max_staleness, config.poll_interval).await;
+        seconds.push(began.elapsed().as_secs_f64());
+        // Stopped before it ran: it takes its row out of the table.
+        let stop = CancellationToken::new();
+        stop.cancel();
+        feed.run(stop).await;
+    }
+    println!("load from Postgres: {:.1} s (median of {RUNS})", measure::median(seconds));
     Ok(())
 }
 

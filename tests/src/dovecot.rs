@@ -226,6 +226,8 @@ impl Dovecot {
     /// The server has no gate.
     pub fn hold_login(&self, account: &str) -> Result<HeldLogin> {
         ensure!(self.options.gate, "{} was started without a gate", self.name);
+        let has_gate = dialect::has_gate(dialect::version(&program()?)?);
+        ensure!(has_gate, "logins can be held back with Dovecot 2.3 only, and this is a later one");
         HeldLogin::new(&self.place, account)
     }
 

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,16 +12,12 @@ use shared::backend::Backend;
 use shared::config::{Bind, ListenerConfig, ListenerTls, LoginConfig, ProxyMode};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
-use shared::ownership::map::{AccountRow, AliasRow};
-use shared::ownership::{Change, DomainRow, Epoch, Ownership};
-use tokio::time::timeout;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::conversation::Conversation;
 use crate::patience::PATIENCE;
-
-/// The domain of every account.
-pub const DOMAIN: &str = "example.org";
+pub use crate::rows::DOMAIN;
+use crate::rows::Rows;
 
 /// What is set before a node starts.
 #[derive(Debug)]
@@ -66,12 +61,11 @@ impl Default for Settings {
 #[derive(Debug)]
 pub struct LoginNode {
     /// Its owner map, lease and registry.
-    pub ownership: Arc<Ownership>,
+    rows: Rows,
     /// Its tasks.
     pub lifecycle: Lifecycle,
     /// Where it listens.
     pub address: SocketAddr,
-    epoch: AtomicU64,
 }
 
 impl LoginNode {
@@ -94,8 +88,7 @@ impl LoginNode {
         settings: Settings,
     ) -> Result<Self> {
         let Settings { rules, tls, implicit_tls, proxied, max_connections } = settings;
-        let ownership = Ownership::new(backends.into_iter().collect());
-        ownership.lease().grant(&ownership.lease().request(), Duration::from_hours(1));
+        let rows = Rows::new(backends);
         let lifecycle = Lifecycle::default();
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -107,7 +100,7 @@ impl LoginNode {
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
         let cx = Arc::new(Context {
-            ownership: Arc::clone(&ownership),
+            ownership: Arc::clone(&rows.ownership),
             lifecycle: lifecycle.clone(),
             rules,
             tls,
@@ -115,38 +108,7 @@ impl LoginNode {
             protocol: &IMAP,
         });
         listener.serve(&lifecycle, IMAP.full, move |accepted| serve(Arc::clone(&cx), accepted));
-        let node = Self { ownership, lifecycle, address, epoch: AtomicU64::new(0) };
-        node.set_domain(None);
-        Ok(node)
-    }
-
-    /// What one committed change does: the map first, then the mark.
-    pub fn change(&self, change: &Change) -> Epoch {
-        let epoch = self.epoch.fetch_add(1, Ordering::Relaxed) + 1;
-        self.ownership.apply(&[(epoch, change.clone())]);
-        epoch
-    }
-
-    /// Gives an account of [`DOMAIN`] to `owner`.
-    pub fn set_owner(&self, local: &str, owner: &str) -> Epoch {
-        self.set(local, AccountRow { owner: owner.into(), held: false, login: true })
-    }
-
-    /// Writes an account's row.
-    pub fn set(&self, local: &str, row: AccountRow) -> Epoch {
-        self.change(&Change::Account(format!("{local}@{DOMAIN}").into(), Some(row)))
-    }
-
-    /// Makes `name` another name of an account.
-    pub fn set_alias(&self, name: &str, local: &str) -> Epoch {
-        let row = AliasRow { account: format!("{local}@{DOMAIN}").into(), login: true };
-        self.change(&Change::Alias(name.into(), Some(row)))
-    }
-
-    /// Sets where accounts without a row live.
-    pub fn set_domain(&self, default_owner: Option<&str>) -> Epoch {
-        let row = DomainRow { default_owner: default_owner.map(Box::from), ..DomainRow::default() };
-        self.change(&Change::Domain(DOMAIN.into(), Some(row)))
+        Ok(Self { rows, lifecycle, address })
     }
 
     /// A client's connection, greeted.
@@ -171,26 +133,12 @@ impl LoginNode {
         client.expect("in OK").await?;
         Ok(client)
     }
+}
 
-    /// Waits until a change has been applied: nothing that depends on an older row is left.
-    ///
-    /// # Errors
-    ///
-    /// Something stays.
-    pub async fn applied(&self) -> Result<()> {
-        let registry = self.ownership.registry();
-        let drained = async {
-            loop {
-                let drained = registry.drained();
-                tokio::pin!(drained);
-                if registry.busy().is_empty() {
-                    return;
-                }
-                drained.await;
-            }
-        };
-        timeout(PATIENCE, drained)
-            .await
-            .with_context(|| format!("not drained: {:?}", registry.busy()))
+impl std::ops::Deref for LoginNode {
+    type Target = Rows;
+
+    fn deref(&self) -> &Rows {
+        &self.rows
     }
 }

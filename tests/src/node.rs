@@ -52,6 +52,8 @@ pub struct Node {
     imaps: SocketAddr,
     ca_file: PathBuf,
     run_as: Option<User>,
+    /// How often it was started: each run has logs of its own.
+    runs: u32,
     place: Place,
 }
 
@@ -75,17 +77,29 @@ impl Node {
             imaps: nowhere,
             ca_file: ca.file(),
             run_as: options.run_as,
+            runs: 0,
             place,
         };
+        node.resume().await?;
+        Ok(node)
+    }
+
+    /// Starts both again after [`Self::crash`], with the same configuration and state.
+    ///
+    /// # Errors
+    ///
+    /// One does not serve; the end of its log is in the message.
+    pub async fn resume(&mut self) -> Result<()> {
+        self.runs += 1;
         // Both at once: each waits for the table.
-        let (gateway, proxy) = (node.launch("mx-gateway")?, node.launch("login-proxy")?);
-        node.smtp = first(&serving(&gateway).await?)?;
+        let (gateway, proxy) = (self.launch("mx-gateway")?, self.launch("login-proxy")?);
+        self.smtp = first(&serving(&gateway).await?)?;
         let [imap, imaps] = *serving(&proxy).await? else {
             anyhow::bail!("two listeners were asked for")
         };
-        (node.imap, node.imaps) = (imap, imaps);
-        (node.gateway, node.proxy) = (Some(gateway), Some(proxy));
-        Ok(node)
+        (self.imap, self.imaps) = (imap, imaps);
+        (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
+        Ok(())
     }
 
     fn launch(&self, service: &str) -> Result<Child> {
@@ -101,7 +115,7 @@ impl Node {
         let file = self.configuration();
         let command = [&*program.to_string_lossy(), "run", "--config", &file.to_string_lossy()];
         let command: Vec<&str> = before.iter().map(String::as_str).chain(command).collect();
-        Child::start(&[], &command, self.place.path(), &format!("{service}.log"))
+        Child::start(&[], &command, self.place.path(), &format!("{service}-{}.log", self.runs))
     }
 
     /// Its configuration file.
@@ -201,7 +215,7 @@ impl Node {
     /// # Errors
     ///
     /// The system's.
-    pub fn crash(mut self) -> Result<()> {
+    pub fn crash(&mut self) -> Result<()> {
         self.gateway.take().map_or(Ok(()), Child::kill)?;
         self.proxy.take().map_or(Ok(()), Child::kill)
     }

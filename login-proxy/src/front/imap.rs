@@ -306,7 +306,8 @@ impl ImapFront {
                 answer(out, tag.map_or("*", |(tag, _)| tag), "BAD [TOOBIG] Literal too large.");
                 self.bad(out).map(|()| None)
             }
-            Frame::TooLarge { limit } => {
+            Frame::TooLarge { limit, literals } => {
+                self.invite(literals, out);
                 too_large(out);
                 Err(Violation::TooLarge { what: "a command", limit })
             }

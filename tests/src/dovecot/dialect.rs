@@ -30,6 +30,11 @@ fn parse_version(text: &str) -> Option<Version> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
+/// Whether this version still asks a checkpassword program, which [`gate`] is.
+pub(super) fn has_gate(version: Version) -> bool {
+    version < (2, 4)
+}
+
 /// The whole configuration of a server.
 pub(super) fn configuration(server: &Dovecot, version: Version) -> Result<String> {
     let mut text = String::new();
@@ -39,6 +44,9 @@ pub(super) fn configuration(server: &Dovecot, version: Version) -> Result<String
         words_of_2_3(&mut text, server)?;
     }
     common(&mut text, server)?;
+    if !is_root() {
+        without_root(&mut text, version)?;
+    }
     Ok(text)
 }
 
@@ -76,7 +84,6 @@ service imap-login {{
     port = {imaps_port}
   }}
   process_min_avail = 1
-  service_count = 0
 }}
 service lmtp {{
   inet_listener lmtp {{
@@ -91,18 +98,16 @@ namespace inbox {{
         imap = imap.port(),
         lmtp = lmtp.port(),
     )?;
-    if !is_root() {
-        without_root(text)?;
-    }
     Ok(())
 }
 
 /// As an ordinary user nothing can be locked in or run as somebody else.
-fn without_root(text: &mut String) -> Result<()> {
+fn without_root(text: &mut String, version: Version) -> Result<()> {
     let User { uid, gid } = User::own();
     writeln!(text, "default_internal_user = #{uid}\ndefault_login_user = #{uid}")?;
     writeln!(text, "default_internal_group = #{gid}")?;
-    for service in ["anvil", "imap-login", "stats", "aggregator", "ipc"] {
+    let gone: &[&str] = if version < (2, 4) { &["aggregator", "ipc"] } else { &[] };
+    for service in ["anvil", "imap-login", "stats"].iter().chain(gone) {
         writeln!(text, "service {service} {{\n  chroot =\n}}")?;
     }
     Ok(())
@@ -117,6 +122,9 @@ mail_location = maildir:~/Maildir
 disable_plaintext_auth = no
 lmtp_save_to_detail_mailbox = no
 imap_id_send = name {name}
+service imap-login {{
+  service_count = 0
+}}
 auth_default_realm = {DOMAIN}
 userdb {{
   driver = passwd-file
@@ -162,13 +170,15 @@ auth_default_domain = {DOMAIN}
 imap_id_send {{
   name = {name}
 }}
+service imap-login {{
+  restart_request_count = unlimited
+}}
 userdb passwd-file {{
   passwd_file_path = {place}/users
 }}
 ",
         name = server.name
     )?;
-    anyhow::ensure!(!server.options.gate, "logins can be held back with Dovecot 2.3 only");
     write!(text, "passdb passwd-file {{\n  passwd_file_path = {place}/users\n}}\n")?;
     match &server.options.tls {
         None => writeln!(text, "ssl = no")?,

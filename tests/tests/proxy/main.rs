@@ -1,10 +1,12 @@
 //! The login proxy between real sockets: clients on one side, small IMAP servers with manners of their
 //! own on the other, and an owner map that the tests write to.
 
+mod any_octets;
 mod backend_faults;
 mod backend_forms;
 mod chats;
 mod client_faults;
+mod command_line;
 mod flips;
 mod memory;
 mod pipelining;

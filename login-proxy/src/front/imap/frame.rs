@@ -15,7 +15,7 @@ pub(super) enum Frame {
     /// A synchronizing literal that is too large was announced; the command so far has so many octets.
     LiteralTooLarge { command: usize, literals: usize },
     /// More than can be waited for: the octets that follow cannot be told from commands.
-    TooLarge { limit: usize },
+    TooLarge { limit: usize, literals: usize },
 }
 
 /// How a line of a command ends.
@@ -32,14 +32,14 @@ pub(super) fn next(unread: &[u8]) -> Frame {
         let rest = unread.get(at..).unwrap_or_default();
         let Some(length) = memchr::memchr(b'\n', rest) else {
             return if unread.len() > MAX_COMMAND {
-                Frame::TooLarge { limit: MAX_COMMAND }
+                Frame::TooLarge { limit: MAX_COMMAND, literals }
             } else {
                 Frame::Part { literals }
             };
         };
         at = at.saturating_add(length).saturating_add(1);
         if at > MAX_COMMAND {
-            return Frame::TooLarge { limit: MAX_COMMAND };
+            return Frame::TooLarge { limit: MAX_COMMAND, literals };
         }
         match ending(rest.get(..length).unwrap_or_default()) {
             Ending::Command => return Frame::Whole { octets: at, literals },
@@ -47,7 +47,9 @@ pub(super) fn next(unread: &[u8]) -> Frame {
                 let too_large = octets > MAX_LITERAL || at.saturating_add(octets) > MAX_COMMAND;
                 match (too_large, synchronizing) {
                     (true, true) => return Frame::LiteralTooLarge { command: at, literals },
-                    (true, false) => return Frame::TooLarge { limit: MAX_LITERAL },
+                    (true, false) => {
+                        return Frame::TooLarge { limit: MAX_LITERAL, literals };
+                    }
                     (false, true) => literals += 1,
                     (false, false) => {}
                 }
@@ -117,7 +119,7 @@ mod tests {
                 "a LOGIN {99999999999999999999}\r\n",
                 Frame::LiteralTooLarge { command: 32, literals: 0 },
             ),
-            ("a LOGIN {4097+}\r\n", Frame::TooLarge { limit: MAX_LITERAL }),
+            ("a LOGIN {4097+}\r\n", Frame::TooLarge { limit: MAX_LITERAL, literals: 0 }),
         ] {
             assert_eq!(next(text.as_bytes()), expected, "{text:?}");
         }
@@ -125,12 +127,18 @@ mod tests {
 
     #[test]
     fn an_endless_line_is_not_waited_for() {
-        assert_eq!(next(&vec![b'x'; MAX_COMMAND + 1]), Frame::TooLarge { limit: MAX_COMMAND });
+        assert_eq!(
+            next(&vec![b'x'; MAX_COMMAND + 1]),
+            Frame::TooLarge { limit: MAX_COMMAND, literals: 0 }
+        );
     }
 
     #[test]
     fn many_small_literals_are_one_large_command() {
         let bomb = "{4000+}\r\n".to_owned() + &"x".repeat(4000);
-        assert_eq!(next(bomb.repeat(8).as_bytes()), Frame::TooLarge { limit: MAX_LITERAL });
+        assert_eq!(
+            next(bomb.repeat(8).as_bytes()),
+            Frame::TooLarge { limit: MAX_LITERAL, literals: 0 }
+        );
     }
 }
