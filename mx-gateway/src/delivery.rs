@@ -73,7 +73,7 @@ async fn begin_on(
     to: &Address,
 ) -> Result<Begun, DeliveryError> {
     if mail.size.is_some_and(|octets| connection.is_too_large(octets)) {
-        cx.pool.keep(&backend.name, connection);
+        connection.keep(cx, &backend.name);
         return Ok(Begun::Refused(Reply::new(552, (3, 4), "Message too large")));
     }
     match connection.begin(mail, to).await? {
@@ -198,7 +198,7 @@ impl<'a> Delivery<'a> {
             // SMTP has one verdict for all recipients, LMTP one for each.
             of_all = connection.has_one_verdict().then_some(reply);
         }
-        self.cx.pool.keep(&self.backend.name, connection);
+        connection.keep(self.cx, &self.backend.name);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::address::Address;
 use shared::config::MxConfig;
@@ -25,6 +26,9 @@ use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
 use crate::transaction::{Answer, Delivered, Transaction};
 
+/// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
+/// of 60 kbit/s.
+const LONGEST_DATA: Duration = Duration::from_hours(2);
 /// A message of so many octets may be read to its end in order to be refused, whatever the limit is.
 const ENDLESS: u64 = 1024 * 1024;
 
@@ -172,12 +176,13 @@ impl Conversation<'_> {
         let stop = if in_data { lifecycle.end() } else { lifecycle.stop() };
         let driven = tokio::select! {
             biased;
-            driven = self.wire.drive(&mut self.session) => driven,
+            // First, so that no client can talk on and on.
             () = stop.cancelled() => {
                 let reply = Reply::new(421, (3, 2), "Service is restarting, please connect again");
                 self.session.bid_farewell(&reply, &mut self.wire.output);
                 return self.wire.flush().await.map(|()| None);
             }
+            driven = self.wire.drive(&mut self.session) => driven,
         };
         if matches!(driven, Err(WireError::Deadline)) {
             let reply = Reply::new(421, (4, 2), "Timeout, closing the connection");
@@ -207,11 +212,13 @@ impl Conversation<'_> {
             memory: Arc::clone(&self.cx.memory),
             directory: self.cx.temporary.clone(),
         };
+        self.wire.deadlines.until = Instant::now().checked_add(LONGEST_DATA);
         self.incoming = Some(Incoming { body: Body::new(limits), loops: Loops::default() });
         Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
     }
 
     async fn end_of_data(&mut self, flawed: bool) -> Reply {
+        self.wire.deadlines.until = None;
         let (Some(transaction), Some(incoming)) = (self.transaction.take(), self.incoming.take())
         else {
             return Reply::new(503, (5, 1), "Say MAIL first");

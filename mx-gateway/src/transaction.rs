@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use shared::address::Address;
 use shared::backend::Backend;
 use shared::ownership::{Name, Owner, Refusal, Work};
@@ -120,6 +120,10 @@ impl Transaction {
         if self.recipients.len() >= cx.rules.max_recipients {
             let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
             return plain(Some(address), reply);
+        }
+        if self.recipients.iter().any(|recipient| recipient.address == address) {
+            // Named twice, it is meant once (MX-2).
+            return plain(Some(address), Reply::new(250, (1, 5), "Recipient ok"));
         }
         let name = Name::of_address(&address);
         let owner = match cx.ownership.look_up(&name) {
@@ -239,22 +243,27 @@ impl Transaction {
         for (delivery, places) in &mut deliveries {
             delivery.go_on_with(connection_for(&mut self.legs, delivery.backend(), places));
         }
-        // Transactions that nobody needs any more end here, before any data is sent.
-        self.legs.clear();
+        // A transaction in which somebody was accepted who has moved ends here, before any data is sent;
+        // where nobody was, the connection may serve the next message.
+        self.legs.retain(|leg| leg.recipients.is_empty());
+        let unused = join_all(self.legs.into_iter().map(|leg| leg.reset(cx)));
         let sent =
             deliveries.into_iter().map(|(delivery, _)| delivery.run(header, message, record));
-        for group in join_all(sent).await {
-            verdicts.extend(group);
-        }
+        let (sent, _) = join(join_all(sent), unused).await;
+        verdicts.extend(sent.into_iter().flatten());
         verdicts
     }
 
     /// Ends the transaction without a message; connections that can be used again are kept.
     pub async fn abandon(self, cx: &Context) {
-        for leg in self.legs {
-            if let LegState::Open(connection) = leg.state {
-                connection.reset_and_keep(cx, &leg.backend.name).await;
-            }
+        join_all(self.legs.into_iter().map(|leg| leg.reset(cx))).await;
+    }
+}
+
+impl Leg {
+    async fn reset(self, cx: &Context) {
+        if let LegState::Open(connection) = self.state {
+            connection.reset_and_keep(cx, &self.backend.name).await;
         }
     }
 }

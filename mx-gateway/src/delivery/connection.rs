@@ -22,6 +22,8 @@ const MAX_REPLY_LINE: usize = 2048;
 const MAX_REPLY_LINES: usize = 100;
 /// Longest XCLIENT line in octets: Postfix takes no more.
 const MAX_XCLIENT: usize = 512;
+/// Longest wait for an owner where nothing depends on its answer.
+const BRIEFLY: Duration = Duration::from_secs(5);
 /// Octets of a message that are written at once.
 const SENT_AT_ONCE: usize = 32 * 1024;
 /// Messages over one connection. Servers have limits of their own (Exim 1000, Stalwart 10 by default).
@@ -257,16 +259,26 @@ impl Connection {
     /// Ends the transaction without a message, and keeps the connection if it can be used again.
     pub async fn reset_and_keep(mut self, cx: &Context, owner: &BackendName) {
         if !self.may_be_kept() {
-            return self.quit().await;
+            return self.keep(cx, owner);
         }
+        // A client may be waiting for this, and nothing depends on it.
+        self.wire.deadlines.read = BRIEFLY;
         if self.wire.say("RSET\r\n").await.is_ok() && self.expect(Class::Accepted).await.is_ok() {
-            cx.pool.keep(owner, self);
+            self.keep(cx, owner);
+        }
+    }
+
+    /// Keeps the connection, on which no transaction is open, if it can be used again; says goodbye in
+    /// the background if not.
+    pub fn keep(self, cx: &Context, owner: &BackendName) {
+        if let Some(unused) = cx.pool.keep(owner, self) {
+            cx.lifecycle.spawn("quit", unused.quit());
         }
     }
 
     /// Says goodbye without waiting long for an answer.
     pub async fn quit(mut self) {
-        self.wire.deadlines.write = Duration::from_secs(5);
+        self.wire.deadlines.write = BRIEFLY;
         self.wire.output.push("QUIT\r\n");
         self.wire.close().await;
     }

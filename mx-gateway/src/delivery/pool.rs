@@ -35,16 +35,19 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection on which no transaction is open.
-    pub fn keep(&self, owner: &BackendName, mut connection: Connection) {
+    /// Keeps a connection on which no transaction is open; returns it when it cannot be used again or
+    /// there are enough.
+    pub fn keep(&self, owner: &BackendName, mut connection: Connection) -> Option<Connection> {
         if !connection.is_reusable() {
-            return;
+            return Some(connection);
         }
         let mut kept = self.lock();
         let connections = kept.entry(owner.clone()).or_default();
-        if connections.len() < MOST_KEPT {
-            connections.push((connection, Instant::now()));
+        if connections.len() >= MOST_KEPT {
+            return Some(connection);
         }
+        connections.push((connection, Instant::now()));
+        None
     }
 
     /// Takes out the connections that were kept too long.

@@ -138,6 +138,18 @@ async fn a_stop_lets_the_message_in_hand_finish() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_client_that_talks_on_is_stopped_too() -> Result<()> {
+    let (_old, node) = alone(Manners::default()).await?;
+    let mut client = envelope(&node, &[ANN]).await?;
+    node.lifecycle.stop().cancel();
+    client.conversation.send("RSET\r\nMAIL FROM:<>\r\n".repeat(20).as_bytes()).await.ok();
+    let said = client.conversation.closed().await?;
+    assert!(said.last().is_some_and(|line| line.starts_with("421 4.3.2 ")), "{said:?}");
+    assert!(said.len() <= 2, "{said:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_end_of_the_grace_leaves_messages_with_their_senders() -> Result<()> {
     let (mut old, node) = alone(Manners::default().but("(verdict)", Answer::Ask)).await?;
     let mut receiving = envelope(&node, &[ANN]).await?;

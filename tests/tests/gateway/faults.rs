@@ -156,6 +156,31 @@ async fn a_transaction_that_is_reset_leaves_a_connection_for_the_next() -> Resul
 }
 
 #[tokio::test]
+async fn a_connection_on_which_nobody_was_accepted_is_kept() -> Result<()> {
+    let refusal = Answer::Say("550 5.1.1 unknown");
+    let old = Manners::default().but("RCPT TO:<ann@", refusal);
+    let stage = Stage::set_with(old, Manners::default()).await?;
+    let mut client = stage.envelope(&[NED]).await?;
+    assert_eq!(client.command("RCPT TO:<ann@example.org>").await?.code, 550);
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!(stage.send(&[BEN]).await?.code, 250);
+    assert_eq!((stage.old.connections().len(), stage.old.heard("RSET").len()), (1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_owner_that_hangs_up_at_rset_is_connected_to_anew() -> Result<()> {
+    let (old, node) = alone(Manners::default().but("RSET", Answer::Close)).await?;
+    let mut client = envelope(&node, &[ANN]).await?;
+    good(&mut client, "RSET").await?;
+    good(&mut client, "MAIL FROM:<>").await?;
+    good(&mut client, "RCPT TO:<ben@example.org>").await?;
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!((old.connections().len(), old.recipients()), (2, vec![BEN.into()]));
+    Ok(())
+}
+
+#[tokio::test]
 async fn nonsense_from_one_client_is_nobody_elses() -> Result<()> {
     let stage = Stage::set().await?;
     let mut broken = stage.envelope(&[ANN]).await?;

@@ -160,6 +160,18 @@ async fn postmaster_needs_no_domain() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_recipient_named_twice_gets_one_message() -> Result<()> {
+    for manners in [Manners::default(), Manners::lmtp()] {
+        let (old, node) = alone(manners).await?;
+        node.set_alias("info@example.org", "ann");
+        let mut client = envelope(&node, &[ANN, BEN, ANN, "info@example.org", ANN]).await?;
+        assert_eq!(message(&mut client).await?.code, 250);
+        assert_eq!(old.recipients(), [ANN, BEN, "info@example.org"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn recipients_beyond_the_limit_are_for_another_transaction() -> Result<()> {
     let old = Sink::start("old", Manners::default()).await?;
     let mut settings = Settings::default();
