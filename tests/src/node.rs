@@ -19,6 +19,8 @@ pub const IMAP_HOST: &str = "imap.example.org";
 /// The name that senders know the gateway by.
 pub const MX_HOST: &str = "mx.example.org";
 
+const SERVICES: [&str; 2] = ["mx-gateway", "login-proxy"];
+
 /// What a node is to be like. All texts are TOML.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -52,8 +54,6 @@ pub struct Node {
     imaps: SocketAddr,
     ca_file: PathBuf,
     run_as: Option<User>,
-    /// How often it was started: each run has logs of its own.
-    runs: u32,
     place: Place,
 }
 
@@ -77,22 +77,24 @@ impl Node {
             imaps: nowhere,
             ca_file: ca.file(),
             run_as: options.run_as,
-            runs: 0,
             place,
         };
         node.resume().await?;
         Ok(node)
     }
 
-    /// Starts both again after [`Self::crash`], with the same configuration and state.
+    /// Starts both services again after [`Self::crash`], from the same state. They may listen elsewhere.
     ///
     /// # Errors
     ///
     /// One does not serve; the end of its log is in the message.
     pub async fn resume(&mut self) -> Result<()> {
-        self.runs += 1;
+        for service in SERVICES {
+            // What an earlier process said does not count.
+            let _ = std::fs::remove_file(self.place.join(&log_of(service)));
+        }
         // Both at once: each waits for the table.
-        let (gateway, proxy) = (self.launch("mx-gateway")?, self.launch("login-proxy")?);
+        let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
         self.smtp = first(&serving(&gateway).await?)?;
         let [imap, imaps] = *serving(&proxy).await? else {
             anyhow::bail!("two listeners were asked for")
@@ -115,7 +117,7 @@ impl Node {
         let file = self.configuration();
         let command = [&*program.to_string_lossy(), "run", "--config", &file.to_string_lossy()];
         let command: Vec<&str> = before.iter().map(String::as_str).chain(command).collect();
-        Child::start(&[], &command, self.place.path(), &format!("{service}-{}.log", self.runs))
+        Child::start(&[], &command, self.place.path(), &log_of(service))
     }
 
     /// Its configuration file.
@@ -321,6 +323,10 @@ async fn serving(service: &Child) -> Result<Vec<SocketAddr>> {
         .filter_map(|line| line["addresses"].as_str()?.trim_matches(['[', ']']).parse().ok())
         .collect();
     Ok(addresses)
+}
+
+fn log_of(service: &str) -> String {
+    format!("{service}.log")
 }
 
 fn first(addresses: &[SocketAddr]) -> Result<SocketAddr> {

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::{Dovecot, LOG, gate, output};
-use crate::user::{User, is_root};
+use crate::user::is_root;
 
 /// The domain of a login without one.
 const DOMAIN: &str = "example.org";
@@ -103,9 +103,10 @@ namespace inbox {{
 
 /// As an ordinary user nothing can be locked in or run as somebody else.
 fn without_root(text: &mut String, version: Version) -> Result<()> {
-    let User { uid, gid } = User::own();
-    writeln!(text, "default_internal_user = #{uid}\ndefault_login_user = #{uid}")?;
-    writeln!(text, "default_internal_group = #{gid}")?;
+    let name = |which: &str| output(Command::new("id").arg(which));
+    let (user, group) = (name("-un")?, name("-gn")?);
+    write!(text, "default_internal_user = {user}default_login_user = {user}")?;
+    write!(text, "default_internal_group = {group}")?;
     let gone: &[&str] = if version < (2, 4) { &["aggregator", "ipc"] } else { &[] };
     for service in ["anvil", "imap-login", "stats"].iter().chain(gone) {
         writeln!(text, "service {service} {{\n  chroot =\n}}")?;

@@ -7,6 +7,7 @@ mod names;
 mod outage;
 mod refusal;
 mod sqlite;
+mod starting;
 
 use tests::lab::ACCOUNTS;
 
