@@ -84,7 +84,8 @@ async fn accounts(
                 backend(name, backends)?;
             }
             let imported = table.import(&rows, &actor()).await?;
-            Ok(print::imported(out, imported)?)
+            print::imported(out, imported)?;
+            Ok(print::domains_without_row(out, &table.domains_without_row().await?)?)
         }
         Accounts::List { owner, domain, held, limit } => {
             // Not checked against the configuration: owners that nobody knows are worth finding.

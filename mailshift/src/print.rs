@@ -35,6 +35,19 @@ pub(crate) fn imported(out: &mut impl Write, imported: Imported) -> io::Result<(
     writeln!(out, "added {accounts} accounts and {aliases} aliases; {there} were there")
 }
 
+/// Accounts alone do not make a domain ours.
+pub(crate) fn domains_without_row(out: &mut impl Write, domains: &[String]) -> io::Result<()> {
+    for domain in domains {
+        writeln!(
+            out,
+            "{domain} is in no row of `domains`: there, every address without a row of its own is refused \
+             as foreign, sub-addresses and postmaster among them. To change that: \
+             INSERT INTO domains (domain) VALUES ('{domain}');"
+        )?;
+    }
+    Ok(())
+}
+
 pub(crate) fn list(out: &mut impl Write, lines: &[AccountLine]) -> io::Result<()> {
     let width = |of: fn(&AccountLine) -> &str| {
         lines.iter().map(|line| of(line).chars().count()).max().unwrap_or(0)

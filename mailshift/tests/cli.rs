@@ -277,7 +277,8 @@ fn roots_commands_leave_the_files_to_the_services() {
     // A file that only root may read is read all the same.
     let file = shift.csv("account,owner\nann@example.org,old\n");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    shift.says(&["accounts", "import", &file]);
+    let said = shift.says(&["accounts", "import", &file]);
+    assert!(said.contains("example.org is in no row of `domains`"), "{said}");
 
     // While a service has the table open, the -wal and -shm files are there, and stay writable.
     let database = directory.join("ownership.db").display().to_string();
