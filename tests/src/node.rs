@@ -12,7 +12,7 @@ use crate::place::Place;
 use crate::postfix::Postfix;
 use crate::smtp::{self, Reply, Smtp};
 use crate::test_ca::{Identity, TestCa};
-use crate::user::User;
+use crate::user::{User, as_root};
 
 /// The name that clients know the login proxy by.
 pub const IMAP_HOST: &str = "imap.example.org";
@@ -38,7 +38,7 @@ pub struct Options {
     pub login: String,
     /// Where the services listen, if not on ports that the system chooses: SMTP, IMAP, IMAP with TLS.
     pub listen: Option<[SocketAddr; 3]>,
-    /// Whom the services run as, if not this user. Wants root.
+    /// Whom the services run as, if not this user. Wants root, or `sudo -n`.
     pub run_as: Option<User>,
 }
 
@@ -106,18 +106,19 @@ impl Node {
 
     fn launch(&self, service: &str) -> Result<Child> {
         let mut program = binary(service)?;
-        let mut before = Vec::new();
+        let (mut sudo, mut before): (&[&str], _) = (&[], Vec::new());
         if let Some(user) = self.run_as {
             // Where it was built may be closed to others.
             let copy = self.place.join(service);
             std::fs::copy(&program, &copy)?;
             program = copy;
+            sudo = as_root("running the services as another user")?;
             before = user.before_command();
         }
         let file = self.configuration();
         let command = [&*program.to_string_lossy(), "run", "--config", &file.to_string_lossy()];
         let command: Vec<&str> = before.iter().map(String::as_str).chain(command).collect();
-        Child::start(&[], &command, self.place.path(), &log_of(service))
+        Child::start(sudo, &command, self.place.path(), &log_of(service))
     }
 
     /// Its configuration file.

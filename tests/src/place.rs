@@ -2,7 +2,7 @@
 //! servers run as, which a checkout under `/root` is not.
 
 use std::fs::{self, DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -58,7 +58,7 @@ impl Place {
         self.path.join(name)
     }
 
-    /// Makes a directory in it, for `user` where this process is root.
+    /// Makes a directory in it, for `user` if not for oneself.
     ///
     /// # Errors
     ///
@@ -67,11 +67,11 @@ impl Place {
         let path = self.join(name);
         fs::create_dir_all(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(mode))?;
-        self.give(&path, user)?;
+        user.map_or(Ok(()), |user| user.give(&path))?;
         Ok(path)
     }
 
-    /// Writes a file in it, for `user` where this process is root.
+    /// Writes a file in it, for `user` if not for oneself.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Place {
         let new = self.join(&format!("{name}.new"));
         fs::write(&new, text)?;
         fs::set_permissions(&new, Permissions::from_mode(mode))?;
-        self.give(&new, user)?;
+        user.map_or(Ok(()), |user| user.give(&new))?;
         fs::rename(&new, &path)?;
         Ok(path)
     }
@@ -97,14 +97,6 @@ impl Place {
         let length = path.as_os_str().len();
         ensure!(length <= MAX_SOCKET_PATH, "{} is too long for a socket", path.display());
         Ok(path)
-    }
-
-    fn give(&self, path: &Path, user: Option<User>) -> Result<()> {
-        if let Some(user) = user.filter(|_| is_root()) {
-            chown(path, Some(user.uid), Some(user.gid))
-                .with_context(|| format!("cannot give {} away", path.display()))?;
-        }
-        Ok(())
     }
 }
 

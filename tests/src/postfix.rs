@@ -71,17 +71,18 @@ impl Postfix {
         let sudo = as_root("Postfix's master")?;
         let place = Place::new()?;
         let postfix = User::named("postfix").context(INSTALL)?;
-        let mail_user = User::named("nobody")?;
+        let mail_user = User::unprivileged()?;
         for name in ["etc", "log"] {
             place.directory(name, 0o755, None)?;
         }
         let mut server = Self { options, smtp: ports::reserve()?, child: None, place };
         server.own_directories(sudo, postfix, mail_user)?;
+        empty_log(sudo, &server.place)?;
         for _ in 0..ATTEMPTS {
             match server.resume().await {
                 Err(_) if server.log().contains(TAKEN) => {
                     server.child = None;
-                    server.place.write("log/maillog", "", 0o666, None)?;
+                    empty_log(sudo, &server.place)?;
                     server.smtp = ports::reserve()?;
                 }
                 other => return other.map(|()| server),
@@ -188,7 +189,7 @@ impl Postfix {
             Delivery::Lmtp(address) => format!("lmtp:inet:{address}"),
             Delivery::Split(_) => "error:no transport".to_owned(),
         };
-        let User { uid, gid } = User::named("nobody")?;
+        let User { uid, gid } = User::unprivileged()?;
         let main = format!(
             "compatibility_level = 3.6
 queue_directory = {place}/queue
@@ -280,6 +281,12 @@ anvil       unix  - - n -     1 anvil
 scache      unix  - - n -     1 scache
 postlog     unix-dgram n - n - 1 postlogd
 ";
+
+/// Root's, since Postfix trusts no other, but for everybody to read.
+fn empty_log(sudo: &[&str], place: &Place) -> Result<()> {
+    let log = place.join("log").join(LOG);
+    run(sudo, &["install", "-m", "644", "/dev/null", &log.to_string_lossy()])
+}
 
 /// A built-in default of this machine's Postfix.
 fn postconf(name: &str) -> Result<String> {

@@ -10,7 +10,7 @@ use crate::node::binary;
 use crate::patience::until;
 use crate::place::Place;
 use crate::postgres::{Database, Server};
-use crate::user::User;
+use crate::user::{User, as_root};
 
 /// Where the table is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,8 @@ pub struct Table {
 enum Store {
     Shared(&'static Server, Database),
     Own(Box<Server>, Database),
-    File(Place),
+    /// With what has to be put before commands that open it.
+    File(Place, &'static [&'static str]),
 }
 
 /// Views over both SQLite files, which `mailshift sql` makes for a session, too.
@@ -52,7 +53,7 @@ impl Table {
             Engine::Sqlite => {
                 let place = Place::new()?;
                 place.directory("db", 0o2770, None)?;
-                Store::File(place)
+                Store::File(place, &[])
             }
         };
         Self::with_schema(store)
@@ -69,7 +70,7 @@ impl Table {
         Self::with_schema(Store::Own(Box::new(server), database))
     }
 
-    /// Makes an empty table in a file of `user`'s. Wants root.
+    /// Makes an empty table in a file of `user`'s. Wants root, or `sudo -n`.
     ///
     /// # Errors
     ///
@@ -78,7 +79,7 @@ impl Table {
         let place = Place::new()?;
         // Setgid: whatever a shell makes in it belongs to the services' group.
         place.directory("db", 0o2770, Some(user))?;
-        Self::with_schema(Store::File(place))
+        Self::with_schema(Store::File(place, as_root("a table of another user's")?))
     }
 
     fn with_schema(store: Store) -> Result<Self> {
@@ -91,7 +92,7 @@ impl Table {
     pub fn url(&self) -> String {
         match &self.store {
             Store::Shared(_, database) | Store::Own(_, database) => database.url.clone(),
-            Store::File(_) => format!("sqlite:{}", self.file().display()),
+            Store::File(..) => format!("sqlite:{}", self.file().display()),
         }
     }
 
@@ -102,7 +103,7 @@ impl Table {
     /// The table is in Postgres.
     pub fn file(&self) -> PathBuf {
         match &self.store {
-            Store::File(place) => place.join("db/ownership.db"),
+            Store::File(place, _) => place.join("db/ownership.db"),
             Store::Shared(..) | Store::Own(..) => panic!("Postgres has no file"),
         }
     }
@@ -111,7 +112,7 @@ impl Table {
     pub fn server(&self) -> Option<&Server> {
         match &self.store {
             Store::Own(server, _) => Some(server),
-            Store::Shared(..) | Store::File(_) => None,
+            Store::Shared(..) | Store::File(..) => None,
         }
     }
 
@@ -125,7 +126,7 @@ impl Table {
         match &self.store {
             Store::Shared(server, database) => server.psql(&database.name, statements),
             Store::Own(server, database) => server.psql(&database.name, statements),
-            Store::File(_) => sqlite3(&[], &self.file(), statements),
+            Store::File(_, before) => sqlite3(before, &self.file(), statements),
         }
         .map(|printed| printed.trim_end().to_owned())
         .with_context(|| statements.chars().take(200).collect::<String>())
@@ -150,7 +151,7 @@ impl Table {
         let ask = format!("SELECT {columns} FROM flip_status WHERE account = '{account}';");
         match &self.store {
             Store::Shared(..) | Store::Own(..) => self.sql(&ask),
-            Store::File(place) => {
+            Store::File(place, _) => {
                 let nodes = place.join("db/ownership-nodes.db");
                 self.sql(&format!("ATTACH '{}' AS nodes;\n{VIEWS}\n{ask}", nodes.display()))
             }
@@ -177,8 +178,16 @@ impl Table {
     ///
     /// What it complains about.
     pub fn mailshift(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(binary("mailshift")?)
-            .env("MAILSHIFT_URL", self.url())
+        let before: &[&str] = match &self.store {
+            Store::Shared(..) | Store::Own(..) => &[],
+            Store::File(_, before) => before,
+        };
+        let words: Vec<&str> = before.iter().copied().chain(["env"]).collect();
+        let (program, first) = words.split_first().context("nothing to run")?;
+        let output = Command::new(program)
+            .args(first)
+            .arg(format!("MAILSHIFT_URL={}", self.url()))
+            .arg(binary("mailshift")?)
             .args(arguments)
             .stdin(Stdio::null())
             .output()

@@ -1,9 +1,10 @@
 //! Users of this machine, for servers that refuse to be root or insist on it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A user by its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl User {
             .with_context(|| format!("this machine has no user {name}"))
     }
 
-    /// What to put before a command so that it runs as this user, in no other group. Wants root.
+    /// What to put before a command so that root runs it as this user, in no other group.
     pub fn before_command(self) -> Vec<String> {
         let Self { uid, gid } = self;
         let words = [
@@ -49,6 +50,25 @@ impl User {
             "--",
         ];
         words.map(str::to_owned).to_vec()
+    }
+
+    /// Gives it a file or directory.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or this is neither root nor may use sudo.
+    pub fn give(self, path: &Path) -> Result<()> {
+        if self == Self::own() {
+            return Ok(());
+        }
+        let Self { uid, gid } = self;
+        let mut words = as_root("giving files to another user")?.to_vec();
+        let owner = format!("{uid}:{gid}");
+        words.extend(["chown", &owner]);
+        let (program, arguments) = words.split_first().context("nothing to run")?;
+        let output = Command::new(program).args(arguments).arg(path).output().context("chown")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     /// Someone who owns nothing of value: oneself, or `nobody` for root, whom mail servers refuse.

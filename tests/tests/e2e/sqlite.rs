@@ -1,7 +1,5 @@
 //! One host, one file, several users: the services under their own, operators under theirs.
 
-use std::os::unix::fs::MetadataExt;
-
 use tests::lab::Lab;
 use tests::node::Node;
 use tests::patience::until;
@@ -16,10 +14,7 @@ fn flip(account: &str, owner: &str) -> String {
 
 #[tokio::test]
 async fn an_account_is_flipped_by_another_user_and_by_root() {
-    assert!(
-        as_root("running the services as another user").unwrap().is_empty(),
-        "run this test as root"
-    );
+    let root = as_root("flipping as another user").unwrap();
     let services = User::named("nobody").unwrap();
     // Another user in the same group.
     let operator = User { uid: User::named("daemon").unwrap().uid, gid: services.gid };
@@ -27,32 +22,39 @@ async fn an_account_is_flipped_by_another_user_and_by_root() {
     let options = tests::node::Options { run_as: Some(services), ..lab.options("node1") };
     let node = Node::start(&options, &lab.ca).await.unwrap();
     let before = operator.before_command();
-    let before: Vec<&str> = before.iter().map(String::as_str).collect();
+    let before: Vec<&str> = root.iter().copied().chain(before.iter().map(String::as_str)).collect();
     let file = lab.table.file();
 
     sqlite3(&before, &file, &flip(ANN, "new")).unwrap();
     lab.table.settled(ANN).await.unwrap();
     assert_eq!(node.owner_seen_by_login(ANN).await.unwrap(), "new");
-    sqlite3(&[], &file, &flip(BOB, "new")).unwrap();
+    sqlite3(root, &file, &flip(BOB, "new")).unwrap();
     lab.table.settled(BOB).await.unwrap();
     assert_eq!(node.owner_seen_by_login(BOB).await.unwrap(), "new");
     node.stop().unwrap();
 
     // The shells again, now alone with the files: what they leave must not lock the services out.
-    sqlite3(&[], &file, &flip(CAT, "new")).unwrap();
+    sqlite3(root, &file, &flip(CAT, "new")).unwrap();
     sqlite3(&before, &file, &flip(ANN, "old")).unwrap();
     lab.table.mailshift(&["sql", &flip(BOB, "old")]).unwrap();
     let node = Node::start(&options, &lab.ca).await.unwrap();
     for (account, owner) in [(ANN, "old"), (BOB, "old"), (CAT, "new")] {
         assert_eq!(node.owner_seen_by_login(account).await.unwrap(), owner);
     }
-    sqlite3(&[], &file, &flip(CAT, "old")).unwrap();
+    sqlite3(root, &file, &flip(CAT, "old")).unwrap();
     lab.table.settled(CAT).await.unwrap();
-    for entry in std::fs::read_dir(file.parent().unwrap()).unwrap() {
-        let entry = entry.unwrap();
-        let data = entry.metadata().unwrap();
-        assert_eq!(data.gid(), services.gid, "{:?}", entry.file_name());
-    }
+    // Whoever made them, the files are the services' group's.
+    let find = [
+        "find",
+        &*file.parent().unwrap().to_string_lossy(),
+        "-not",
+        "-group",
+        &services.gid.to_string(),
+    ]
+    .map(str::to_owned);
+    let find: Vec<&str> = root.iter().copied().chain(find.iter().map(String::as_str)).collect();
+    let output = std::process::Command::new(find[0]).args(&find[1..]).output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
     node.stop().unwrap();
 }
 
