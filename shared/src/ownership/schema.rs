@@ -7,7 +7,7 @@ use std::path::Path;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{PgPool, SqlitePool};
 
-use super::store::StoreError;
+use super::store::{StoreError, make_file};
 
 /// Postgres: everything in one database.
 pub static POSTGRES: Migrator = sqlx::migrate!("../config/schema/postgres");
@@ -92,8 +92,12 @@ pub async fn prepare_sqlite(
     file: &Path,
     apply: Apply,
 ) -> Result<(), StoreError> {
-    // Both services may start at once, and SQLite has no lock of its own for this.
-    let lock = File::open(file).map_err(sqlx::Error::Io)?;
+    // Both services may start at once, and SQLite has no lock of its own for this. Never on the database
+    // itself: closing any descriptor of it would end the locks that SQLite holds there.
+    let mut name = file.as_os_str().to_owned();
+    name.push(".schema-lock");
+    make_file(Path::new(&name)).map_err(sqlx::Error::Io)?;
+    let lock = File::open(&name).map_err(sqlx::Error::Io)?;
     let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
     let _locked = locked.map_err(std::io::Error::other).and_then(|l| l).map_err(sqlx::Error::Io)?;
     if judge(version_sqlite(table).await?, &SQLITE, apply)? {

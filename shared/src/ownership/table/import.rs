@@ -136,35 +136,35 @@ impl Line {
     }
 }
 
-/// Domains of accounts that have no row in `domains`, at most 20: there, addresses without a row of
-/// their own are refused as foreign, sub-addresses and postmaster among them.
-///
-/// # Errors
-///
-/// The database's failure.
-pub async fn domains_without_row(&self) -> Result<Vec<String>, TableError> {
-    Ok(match self {
-            Self::Postgres(pool) => {
-                sqlx::query_scalar(
-                    "SELECT DISTINCT domain_of(account) FROM accounts WHERE strpos(account, '@') > 0 \
-                     AND domain_of(account) NOT IN (SELECT domain FROM domains) ORDER BY 1 LIMIT 20",
-                )
-                .fetch_all(pool)
-                .await?
-            }
-            Self::Sqlite { pool, .. } => {
-                sqlx::query_scalar(
-                    "SELECT DISTINCT substr(account, instr(account, '@') + 1) FROM accounts \
-                     WHERE instr(account, '@') > 0 AND substr(account, instr(account, '@') + 1) \
-                     NOT IN (SELECT domain FROM domains) ORDER BY 1 LIMIT 20",
-                )
-                .fetch_all(pool)
-                .await?
-            }
-        })
-}
-
 impl Table {
+    /// Domains of accounts that have no row in `domains`, at most 20: there, addresses without a row of
+    /// their own are refused as foreign, sub-addresses and postmaster among them.
+    ///
+    /// # Errors
+    ///
+    /// The database's failure.
+    pub async fn domains_without_row(&self) -> Result<Vec<String>, TableError> {
+        Ok(match self {
+                Self::Postgres(pool) => {
+                    sqlx::query_scalar(
+                        "SELECT DISTINCT domain_of(account) FROM accounts WHERE strpos(account, '@') > 0 \
+                         AND domain_of(account) NOT IN (SELECT domain FROM domains) ORDER BY 1 LIMIT 20",
+                    )
+                    .fetch_all(pool)
+                    .await?
+                }
+                Self::Sqlite { pool, .. } => {
+                    sqlx::query_scalar(
+                        "SELECT DISTINCT substr(account, instr(account, '@') + 1) FROM accounts \
+                         WHERE instr(account, '@') > 0 AND substr(account, instr(account, '@') + 1) \
+                         NOT IN (SELECT domain FROM domains) ORDER BY 1 LIMIT 20",
+                    )
+                    .fetch_all(pool)
+                    .await?
+                }
+            })
+    }
+
     /// Adds what is not there yet, in one transaction; `actor` goes into the audit.
     ///
     /// # Errors
