@@ -85,7 +85,7 @@ async fn a_database_that_stops_and_starts_again_is_not_noticed_by_mail_and_login
 async fn everything_is_refused_for_now(node: &Node) {
     // The end of the lease is an event of the services': they say it in their logs.
     for service in [&node.gateway, &node.proxy].into_iter().flatten() {
-        service.logged(&["lease"]).await.unwrap();
+        service.logged(&["was not read within its lease"]).await.unwrap();
     }
     for account in [ANN, "nobody@example.org"] {
         let reply = node.recipient(account).await.unwrap();
