@@ -1,13 +1,24 @@
 //! Logging in to an account's owner: connect, secure, say who the client is, replay the credentials.
 //!
 //! Straight functions, since here we lead. A connection made here serves one attempt; what is not
-//! joined is closed.
+//! joined is closed. Which mechanism a backend is given is decided in `sasl`, once for all protocols.
 
 pub mod imap;
+mod prompt;
+mod sasl;
+#[expect(dead_code, reason = "POP3 and ManageSieve come next")]
+mod xclient;
 
 use std::net::SocketAddr;
 
-use shared::wire::{ConnectError, Wire, WireError};
+use shared::backend::{Endpoint, LoginProtocol};
+use shared::credentials::Credentials;
+use shared::sasl::Mechanisms;
+use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
+use tokio::time::Instant;
+
+pub use self::prompt::{Asked, Prompt, prompt};
+use crate::front::Told;
 
 /// A backend that said yes.
 #[derive(Debug)]
@@ -19,10 +30,23 @@ pub struct Attached {
 }
 
 /// What the client is to be told of its backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Welcome {
     /// IMAP: its capabilities after login, separated by spaces; empty when it did not say.
     pub capabilities: String,
+}
+
+/// One attempt to log in.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// As whom, and by what.
+    pub credentials: &'a Credentials,
+    /// For whom.
+    pub client: Client<'a>,
+    /// Asks the client what only it can answer.
+    pub prompt: &'a Prompt,
+    /// End of the attempt.
+    pub until: Instant,
 }
 
 /// Who the client is, for a backend that believes us (FWD-1).
@@ -34,8 +58,21 @@ pub struct Client<'a> {
     pub local: SocketAddr,
     /// Our name for the session, 1 to 64 octets.
     pub session: &'a str,
-    /// What it told of itself by IMAP ID.
-    pub id: &'a [(Vec<u8>, Vec<u8>)],
+    /// Hops through login proxies that this login may still take: a loop ends.
+    pub ttl: u8,
+    /// Its connection is secured.
+    pub secured: bool,
+    /// What it told of itself.
+    pub told: &'a Told,
+}
+
+/// What a backend can do, as it says before login.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// Its capabilities in the protocol's form, one each, without those of TLS and SASL.
+    pub capabilities: Vec<Box<str>>,
+    /// Its mechanisms.
+    pub mechanisms: Mechanisms,
 }
 
 /// Why a backend did not say yes.
@@ -56,7 +93,7 @@ pub enum AttachError {
         /// The owner.
         backend: Box<str>,
         /// The protocol.
-        protocol: &'static str,
+        protocol: LoginProtocol,
     },
     /// It does not offer STARTTLS, which is configured. There is no downgrade.
     #[error("it does not offer STARTTLS")]
@@ -79,4 +116,19 @@ pub enum AttachError {
     /// It refuses for a reason that only an administrator can mend.
     #[error("it refuses for a fault of its own or its configuration")]
     Refuses,
+    /// The client did not answer the backend's challenge.
+    #[error("the client gave up")]
+    Cancelled,
+}
+
+/// Connects to `endpoint` for `client`, or for nobody (a probe), with the deadlines of a login.
+async fn connect(
+    endpoint: &Endpoint,
+    client: Option<Client<'_>>,
+    until: Instant,
+) -> Result<Wire, AttachError> {
+    let reply = endpoint.reply_timeout;
+    let deadlines = Deadlines { read: reply, write: reply, until: Some(until) };
+    let proxied = client.map(|client| Proxied { client: client.address, local: client.local });
+    Ok(Wire::connect(endpoint, proxied, deadlines).await?)
 }

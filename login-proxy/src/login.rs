@@ -6,20 +6,25 @@
 //! A failed attempt goes back to the front, and the next one is routed afresh on a new connection; only
 //! a backend's yes joins, and only while the row that led there still stands.
 
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::config::LoginConfig;
-use shared::credentials::Credentials;
+use shared::backend::LoginProtocol;
+use shared::config::{LoginConfig, NamesConfig};
+use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
-use shared::listener::{Accepted, Refused, Seat};
+use shared::listener::{Accepted, Seat};
 use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
 use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::backend::{AttachError, Attached, Client};
-use crate::front::{Front, Terms};
+use crate::backend::{AttachError, Attached, Attempt, Client, prompt};
+use crate::front::{Event, Front, Terms};
+use crate::offer::CurrentOffer;
+use crate::protocol::Protocol;
 use crate::refusal::{Farewell, Refusal};
 
 /// Longest wait for a client to take what we write before it has logged in.
@@ -28,6 +33,8 @@ const WRITE: Duration = Duration::from_mins(1);
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often one attempt is routed anew because the account was moved meanwhile.
 const MAX_ROUTINGS: u32 = 8;
+/// Hops through login proxies that a login may still take (Dovecot's TTL): a loop ends.
+const TTL: u8 = 5;
 
 /// What every login of one listener works with.
 #[derive(Debug)]
@@ -38,28 +45,16 @@ pub struct Context {
     pub lifecycle: Lifecycle,
     /// Limits and delays.
     pub rules: LoginConfig,
+    /// How logins lead to accounts.
+    pub names: NamesConfig,
     /// Certificates, if there are any.
     pub tls: Option<Arc<ServerConfig>>,
     /// TLS from the first octet.
     pub implicit_tls: bool,
     /// What is spoken.
     pub protocol: &'static Protocol,
-}
-
-/// What the driver has to be told of a protocol.
-#[derive(Debug)]
-pub struct Protocol {
-    /// Its name in logs.
-    pub name: &'static str,
-    /// Makes a front for a new connection.
-    pub front: fn(Terms) -> Box<dyn Front>,
     /// What is advertised before login.
-    pub capabilities: fn(&LoginConfig) -> &str,
-    /// Logs in to an owner.
-    pub attach: crate::app::Attach,
-    /// What a connection over the limits is told. On a TLS port nothing can be said before the handshake,
-    /// and a handshake is what must be saved; so it gets the words in the clear, as from other servers.
-    pub full: fn(Refused) -> Vec<u8>,
+    pub offer: Arc<CurrentOffer>,
 }
 
 /// How a connection ended that was not joined.
@@ -83,7 +78,7 @@ struct Granted {
 /// Speaks with one client until its session is joined, which is a task of its own, or it is gone.
 pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let session = uuid::Uuid::now_v7().simple().to_string();
-    let (protocol, client) = (cx.protocol.name, accepted.client);
+    let (protocol, client) = (cx.protocol.kind, accepted.client);
     let deadlines = Deadlines {
         read: cx.rules.login_timeout,
         write: WRITE,
@@ -100,10 +95,10 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     };
     match &ended {
         Unjoined::ByClient | Unjoined::Farewell(Farewell::ShuttingDown) => {
-            tracing::debug!(session, protocol, %client, %ended, "no login");
+            tracing::debug!(session, %protocol, %client, %ended, "no login");
         }
         Unjoined::Farewell(_) | Unjoined::Wire(_) => {
-            tracing::info!(session, protocol, %client, %ended, "no login");
+            tracing::info!(session, %protocol, %client, %ended, "no login");
         }
     }
     wire.deadlines = Deadlines { read: LAST_WORDS, write: LAST_WORDS, until: None };
@@ -113,19 +108,22 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
 /// From the first octet to a granted login; the front's yes is queued then. On an error its last words are.
 async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<Granted, Unjoined> {
     secure(cx, wire).await?;
+    let offer = cx.offer.load_full();
     let mut front = (cx.protocol.front)(Terms {
         hostname: cx.rules.hostname.clone(),
-        capabilities: (cx.protocol.capabilities)(&cx.rules).into(),
+        capabilities: Arc::clone(&offer.capabilities),
+        mechanisms: offer.mechanisms,
         secured: wire.is_secured(),
         starttls: cx.tls.is_some() && !cx.implicit_tls,
         plaintext: cx.rules.allow_plaintext || wire.peer().ip().is_loopback(),
+        trusted: false,
     });
     front.greet(&mut wire.output);
     let mut refused = 0;
     loop {
         let credentials = next_credentials(cx, &mut *front, wire).await?;
         let began = Instant::now();
-        let refusal = match attempt(cx, session, &*front, wire, &credentials).await? {
+        let refusal = match attempt(cx, session, &mut *front, wire, &credentials).await? {
             Ok(granted) => {
                 front.welcome(&granted.attached.welcome, &mut wire.output);
                 return Ok(granted);
@@ -172,8 +170,9 @@ async fn next_credentials(
         }
     };
     match driven {
-        Ok(Some(credentials)) => Ok(credentials),
-        Ok(None) => Err(Unjoined::ByClient),
+        Ok(Some(Event::Credentials(credentials))) => Ok(credentials),
+        // No front answers what nobody asked.
+        Ok(Some(Event::Response(_)) | None) => Err(Unjoined::ByClient),
         Err(WireError::Deadline) => Err(farewell(front, wire, Farewell::TooSlow)),
         Err(error) => Err(error.into()),
     }
@@ -188,56 +187,116 @@ fn farewell(front: &mut dyn Front, wire: &mut Wire, farewell: Farewell) -> Unjoi
 async fn attempt(
     cx: &Arc<Context>,
     session: &str,
-    front: &dyn Front,
+    front: &mut dyn Front,
     wire: &mut Wire,
     credentials: &Credentials,
 ) -> Result<Result<Granted, Refusal>, Unjoined> {
     let began = Instant::now();
-    let (protocol, address, local) = (cx.protocol.name, wire.peer(), wire.local());
-    let client = Client { address, local, session, id: front.client_id() };
     // An attempt ends with the time for the whole login, if not before.
     let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
     let until = wire.deadlines.until.map_or(until, |login| login.min(until));
-    let routed = tokio::select! {
-        routed = route(cx, credentials, client, until) => routed,
-        () = gone(wire) => return Err(Unjoined::ByClient),
+    let told = front.told().clone();
+    let (address, local, secured) = (wire.peer(), wire.local(), wire.is_secured());
+    let client = Client { address, local, session, ttl: TTL, secured, told: &told };
+    let (prompt, mut asked) = prompt();
+    let attempt = Attempt { credentials, client, prompt: &prompt, until };
+    let mut routing = pin!(route(cx, attempt));
+    let routed = loop {
+        let asked = tokio::select! {
+            routed = &mut routing => break routed,
+            Some(asked) = asked.recv() => asked,
+            () = gone(wire) => return Err(Unjoined::ByClient),
+        };
+        front.challenge(&asked.challenge, &mut wire.output);
+        let response = tokio::select! {
+            // A verdict does not wait for a client that does not answer.
+            routed = &mut routing => break routed,
+            response = next_response(cx, front, wire) => response?,
+        };
+        // Nobody waits any more when the attempt has just ended.
+        let _ = asked.answer.send(response);
     };
-    let ms = began.elapsed().as_millis();
-    let user = String::from_utf8_lossy(credentials.mailbox());
-    match routed {
+    let tried = Tried { session, protocol: cx.protocol.kind, address, credentials, began };
+    Ok(match routed {
         Ok(granted) => {
-            let Granted { owner, .. } = &granted;
-            tracing::info!(
-                session, protocol, client = %address, ?user, account = %owner.account,
-                owner = %owner.backend.name, epoch = owner.epoch, ms, "login"
-            );
-            Ok(Ok(granted))
+            tried.log_login(&granted.owner);
+            Ok(granted)
         }
         Err(denied) => {
-            let refusal = denied.refusal();
-            match denied {
-                Denied::Name(why) => {
-                    tracing::info!(session, protocol, client = %address, ?user, %why, ms, "login refused");
-                }
-                Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
-                    tracing::error!(session, protocol, client = %address, ?user, %why, ms, "login refused");
-                }
-                Denied::Owner(why) => {
-                    tracing::info!(session, protocol, client = %address, ?user, %why, ms, "login refused");
-                }
-                Denied::Backend { owner, why: why @ AttachError::Rejected } => {
-                    let (account, owner) = (&owner.account, &owner.backend.name);
-                    tracing::info!(session, protocol, client = %address, ?user, %account, %owner, %why, ms, "login refused");
-                }
-                Denied::Backend { owner, why } => {
-                    let (account, owner) = (&owner.account, &owner.backend.name);
-                    tracing::warn!(session, protocol, client = %address, ?user, %account, %owner, %why, ms, "login refused");
-                }
-                Denied::Restless => {
-                    tracing::warn!(session, protocol, client = %address, ?user, ms, "login refused: the account is moved again and again");
-                }
+            tried.log_refusal(&denied);
+            Err(denied.refusal())
+        }
+    })
+}
+
+/// Drives the front to the answer to a challenge.
+async fn next_response(
+    cx: &Context,
+    front: &mut dyn Front,
+    wire: &mut Wire,
+) -> Result<Option<Secret>, Unjoined> {
+    let driven = tokio::select! {
+        driven = wire.drive(front) => driven,
+        () = cx.lifecycle.stop().cancelled() => {
+            return Err(farewell(front, wire, Farewell::ShuttingDown));
+        }
+    };
+    match driven {
+        Ok(Some(Event::Response(response))) => Ok(response),
+        Ok(Some(Event::Credentials(_)) | None) => Err(Unjoined::ByClient),
+        Err(WireError::Deadline) => Err(farewell(front, wire, Farewell::TooSlow)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the log says of an attempt.
+struct Tried<'a> {
+    session: &'a str,
+    protocol: LoginProtocol,
+    address: SocketAddr,
+    credentials: &'a Credentials,
+    began: Instant,
+}
+
+impl Tried<'_> {
+    fn log_login(&self, owner: &Owner) {
+        let Self { session, protocol, address, credentials, began } = self;
+        let user = String::from_utf8_lossy(credentials.mailbox());
+        tracing::info!(
+            session, %protocol, client = %address, ?user, method = credentials.method(),
+            account = %owner.account, owner = %owner.backend.name, epoch = owner.epoch,
+            ms = began.elapsed().as_millis(), "login"
+        );
+    }
+
+    fn log_refusal(&self, denied: &Denied) {
+        let Self { session, protocol, address, credentials, began } = self;
+        let (ms, method) = (began.elapsed().as_millis(), credentials.method());
+        let user = String::from_utf8_lossy(credentials.mailbox());
+        match denied {
+            Denied::Name(why) => {
+                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
             }
-            Ok(Err(refusal))
+            Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
+                tracing::error!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
+            }
+            Denied::Owner(why) => {
+                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
+            }
+            Denied::Backend {
+                owner,
+                why: why @ (AttachError::Rejected | AttachError::Cancelled),
+            } => {
+                let (account, owner) = (&owner.account, &owner.backend.name);
+                tracing::info!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
+            }
+            Denied::Backend { owner, why } => {
+                let (account, owner) = (&owner.account, &owner.backend.name);
+                tracing::warn!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
+            }
+            Denied::Restless => {
+                tracing::warn!(session, %protocol, client = %address, ?user, method, ms, "login refused: the account was moved meanwhile");
+            }
         }
     }
 }
@@ -250,7 +309,7 @@ enum Denied {
         owner: Box<Owner>,
         why: AttachError,
     },
-    /// The account moved during every routing.
+    /// The account moved during every routing, or when the client had already answered its former owner.
     Restless,
 }
 
@@ -267,21 +326,19 @@ impl Denied {
 }
 
 /// Registers, looks up, logs in at the owner, and compares: until a verdict comes from the owner of then.
-async fn route(
-    cx: &Context,
-    credentials: &Credentials,
-    client: Client<'_>,
-    until: Instant,
-) -> Result<Granted, Denied> {
-    let name = Name::of_login(credentials.mailbox()).map_err(Denied::Name)?;
+async fn route(cx: &Context, attempt: Attempt<'_>) -> Result<Granted, Denied> {
+    let name = Name::of_login(attempt.credentials.mailbox()).map_err(Denied::Name)?;
     for _ in 0..MAX_ROUTINGS {
+        if attempt.prompt.was_used() {
+            break;
+        }
         // Registered before the owner is read: a flip from here on finds this attempt (P4).
         let (owner, registration) =
             cx.ownership.enter(&name, Work::Session).map_err(Denied::Owner)?;
         let attached = tokio::select! {
             biased;
             () = registration.outdated() => continue,
-            attached = timeout_at(until, (cx.protocol.attach)(&owner.backend, credentials, client, until)) => {
+            attached = timeout_at(attempt.until, log_in(cx, &owner, attempt)) => {
                 attached.unwrap_or(Err(AttachError::TimedOut))
             }
         };
@@ -295,6 +352,19 @@ async fn route(
         };
     }
     Err(Denied::Restless)
+}
+
+async fn log_in(
+    cx: &Context,
+    owner: &Owner,
+    attempt: Attempt<'_>,
+) -> Result<Attached, AttachError> {
+    let protocol = cx.protocol.kind;
+    let Some(endpoint) = owner.backend.login(protocol) else {
+        let backend = owner.backend.name.as_str().into();
+        return Err(AttachError::NoEndpoint { backend, protocol });
+    };
+    (cx.protocol.log_in)(endpoint, attempt).await
 }
 
 /// Returns when the client has closed. What it sends meanwhile is kept, within bounds (LOG-9).
@@ -321,7 +391,7 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
     };
     let record = Box::new(Record {
         session: session.into(),
-        protocol: cx.protocol.name,
+        protocol: cx.protocol.kind,
         client: wire.peer(),
         owner,
         began: Instant::now(),
@@ -339,8 +409,8 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
 /// What the log says of a session when it has ended.
 struct Record {
     session: Box<str>,
-    protocol: &'static str,
-    client: std::net::SocketAddr,
+    protocol: LoginProtocol,
+    client: SocketAddr,
     owner: Owner,
     began: Instant,
 }
@@ -349,7 +419,7 @@ impl Record {
     fn write(&self, joined: &Joined) {
         let (session, protocol, client) = (&self.session, self.protocol, self.client);
         tracing::info!(
-            %session, protocol, %client, account = %self.owner.account,
+            %session, %protocol, %client, account = %self.owner.account,
             owner = %self.owner.backend.name, epoch = self.owner.epoch,
             octets_in = joined.octets_in, octets_out = joined.octets_out,
             ms = self.began.elapsed().as_millis(), ended = ?joined.ended, "session ended"

@@ -18,6 +18,8 @@ pub enum Refusal {
     Misconfigured,
     /// Credentials in the clear are not taken; they were not tried.
     NeedsTls,
+    /// The client gave up in the middle of an exchange.
+    Cancelled,
 }
 
 /// Why a client's connection ends before it has logged in.
@@ -53,6 +55,7 @@ impl From<&AttachError> for Refusal {
         match error {
             AttachError::Rejected => Self::BadCredentials,
             AttachError::TooManySessions => Self::TooManySessions,
+            AttachError::Cancelled => Self::Cancelled,
             AttachError::Connect(_)
             | AttachError::Wire(_)
             | AttachError::TimedOut

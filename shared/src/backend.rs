@@ -24,6 +24,25 @@ pub struct Backend {
     pub mail: Option<MailEndpoint>,
     /// Where IMAP sessions are joined.
     pub imap: Option<Endpoint>,
+    /// Where POP3 sessions are joined.
+    pub pop3: Option<Endpoint>,
+    /// Where submission sessions are joined.
+    pub submission: Option<Endpoint>,
+    /// Where ManageSieve sessions are joined.
+    pub managesieve: Option<Endpoint>,
+}
+
+/// A protocol that clients log in with, and whose sessions are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LoginProtocol {
+    /// RFC 3501, RFC 9051.
+    Imap,
+    /// RFC 1939.
+    Pop3,
+    /// RFC 6409.
+    Submission,
+    /// RFC 5804.
+    ManageSieve,
 }
 
 /// All backends by name. One that is not here is an unknown owner: refused temporarily, never guessed.
@@ -81,12 +100,60 @@ pub enum BackendTls {
 pub enum Identity {
     /// It sees our address.
     None,
-    /// SMTP and LMTP: the XCLIENT command, only with names the backend lists in EHLO.
+    /// SMTP, LMTP, POP3, ManageSieve: the XCLIENT command, only where the backend offers it.
     Xclient,
     /// IMAP: Dovecot's `ID ("x-originating-ip" …)` from a trusted network.
     DovecotId,
     /// PROXY protocol version 2, before anything else.
     Proxy,
+}
+
+impl LoginProtocol {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Imap, Self::Pop3, Self::Submission, Self::ManageSieve];
+
+    /// Its word in the configuration and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Imap => "imap",
+            Self::Pop3 => "pop3",
+            Self::Submission => "submission",
+            Self::ManageSieve => "managesieve",
+        }
+    }
+}
+
+impl fmt::Display for LoginProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Backend {
+    /// A backend without endpoints.
+    pub fn new(name: BackendName) -> Self {
+        Self { name, mail: None, imap: None, pop3: None, submission: None, managesieve: None }
+    }
+
+    /// Where sessions of `protocol` are joined.
+    pub fn login(&self, protocol: LoginProtocol) -> Option<&Endpoint> {
+        match protocol {
+            LoginProtocol::Imap => self.imap.as_ref(),
+            LoginProtocol::Pop3 => self.pop3.as_ref(),
+            LoginProtocol::Submission => self.submission.as_ref(),
+            LoginProtocol::ManageSieve => self.managesieve.as_ref(),
+        }
+    }
+
+    /// Sets where sessions of `protocol` are joined.
+    pub fn set_login(&mut self, protocol: LoginProtocol, endpoint: Option<Endpoint>) {
+        *match protocol {
+            LoginProtocol::Imap => &mut self.imap,
+            LoginProtocol::Pop3 => &mut self.pop3,
+            LoginProtocol::Submission => &mut self.submission,
+            LoginProtocol::ManageSieve => &mut self.managesieve,
+        } = endpoint;
+    }
 }
 
 impl BackendName {

@@ -17,7 +17,8 @@ use ipnet::IpNet;
 pub use problem::ConfigError;
 
 use crate::address::{Address, Domain};
-use crate::backend::Backends;
+use crate::backend::{Backends, LoginProtocol};
+use crate::sasl::Mechanisms;
 
 /// Everything that is configured, parsed.
 #[derive(Debug, Clone)]
@@ -28,8 +29,8 @@ pub struct Config {
     pub ownership: OwnershipConfig,
     /// The mail systems between which accounts move.
     pub backends: Backends,
-    /// Added to bare logins.
-    pub default_domain: Option<Domain>,
+    /// How logins lead to accounts.
+    pub names: NamesConfig,
     /// Certificates for listeners.
     pub tls: TlsConfig,
     /// The gateway.
@@ -64,6 +65,17 @@ pub struct OwnershipConfig {
     pub poll_interval: Duration,
     /// Whether the services bring an older schema up to date.
     pub apply_schema: bool,
+}
+
+/// How logins lead to accounts.
+#[derive(Debug, Clone, Default)]
+pub struct NamesConfig {
+    /// Added to bare logins.
+    pub default_domain: Option<Domain>,
+    /// Characters that separate a mailbox from the master user who opens it (`ann@x*admin`).
+    pub master_separators: Box<str>,
+    /// Claims of a JWT that may name the account, in the order in which they are looked at.
+    pub token_claims: Vec<Box<str>>,
 }
 
 /// Certificates for listeners.
@@ -114,10 +126,10 @@ pub struct MxConfig {
 pub struct LoginConfig {
     /// The name in greetings.
     pub hostname: Domain,
-    /// IMAP listeners.
-    pub imap: Vec<ListenerConfig>,
-    /// What IMAP advertises before login, separated by spaces; TLS and passwords are told by the front.
-    pub imap_capabilities: Box<str>,
+    /// Listeners of all protocols.
+    pub listeners: Vec<LoginListener>,
+    /// What is advertised before login instead of what all backends have.
+    pub advertised: Advertised,
     /// Longest time from connect to a successful login.
     pub login_timeout: Duration,
     /// Failed logins after which a connection is closed.
@@ -132,6 +144,31 @@ pub struct LoginConfig {
     pub kick_grace: Duration,
     /// Allow logins without TLS (loopback clients always may).
     pub allow_plaintext: bool,
+}
+
+/// A listener of the login proxy.
+#[derive(Debug, Clone)]
+pub struct LoginListener {
+    /// What is spoken on it.
+    pub protocol: LoginProtocol,
+    /// Where and how.
+    pub listener: ListenerConfig,
+}
+
+/// What is advertised before login; `None`: what all backends have. TLS and mechanisms are told by the
+/// fronts, as the connection allows.
+#[derive(Debug, Clone, Default)]
+pub struct Advertised {
+    /// SASL mechanisms.
+    pub mechanisms: Option<Mechanisms>,
+    /// IMAP: a word each.
+    pub imap: Option<Vec<Box<str>>>,
+    /// POP3: a line of CAPA each.
+    pub pop3: Option<Vec<Box<str>>>,
+    /// Submission: a line of the answer to EHLO each.
+    pub submission: Option<Vec<Box<str>>>,
+    /// ManageSieve: a capability line each, quotes included.
+    pub managesieve: Option<Vec<Box<str>>>,
 }
 
 /// One listener: its addresses and how it speaks.
@@ -238,6 +275,19 @@ impl Config {
     }
 }
 
+impl Advertised {
+    /// What is advertised in `protocol`.
+    pub fn of(&self, protocol: LoginProtocol) -> Option<&[Box<str>]> {
+        match protocol {
+            LoginProtocol::Imap => &self.imap,
+            LoginProtocol::Pop3 => &self.pop3,
+            LoginProtocol::Submission => &self.submission,
+            LoginProtocol::ManageSieve => &self.managesieve,
+        }
+        .as_deref()
+    }
+}
+
 impl OwnershipConfig {
     /// The table's place without anything secret: an SQLite file's path, or a Postgres host.
     pub fn shown(&self) -> &str {
@@ -292,7 +342,7 @@ imaps = { listen = ["[::1]:993"] }
         let config = Config::parse(Path::new("mailshift.toml"), GOOD).unwrap();
         assert_eq!(config.mx.hostname.as_str(), "mx.example.org");
         assert_eq!(config.mx.listeners[0].binds[0], Bind::Port(25));
-        assert_eq!(config.login.imap[0].tls, ListenerTls::Implicit);
+        assert_eq!(config.login.listeners[0].listener.tls, ListenerTls::Implicit);
         let old = config.backends.iter().next().unwrap();
         assert_eq!(old.mail.as_ref().unwrap().endpoint.port, 2424);
         assert_eq!(old.imap.as_ref().unwrap().port, 143);
@@ -349,24 +399,29 @@ format = "jsn"
 
     #[test]
     fn capabilities_before_login_are_words_and_nothing_that_depends_on_the_connection() {
-        let said = |words: &str| {
-            GOOD.replace("[login]\n", &format!("[login]\nimap_capabilities = {words:?}\n"))
+        let said = |key: &str, words: &[&str]| {
+            GOOD.replace("[login]\n", &format!("[login]\nadvertise.{key} = {words:?}\n"))
         };
-        let config = |words| Config::parse(Path::new("mailshift.toml"), &said(words));
+        let config = |key, words| Config::parse(Path::new("mailshift.toml"), &said(key, words));
         let default = Config::parse(Path::new("mailshift.toml"), GOOD).unwrap();
-        let words = "IMAP4rev1 SASL-IR LITERAL- ID ENABLE";
-        assert_eq!(&*default.login.imap_capabilities, words);
-        assert_eq!(&*config("IMAP4rev1 ID").unwrap().login.imap_capabilities, "IMAP4rev1 ID");
-        for wrong in [
-            "",
-            "ID",
-            "IMAP4rev1  ID",
-            "IMAP4rev1 AUTH=LOGIN",
-            "IMAP4rev1 starttls",
-            "IMAP4rev1\r\n* BYE",
+        assert_eq!(default.login.advertised.imap, None);
+        let config = config("imap", &["IMAP4rev1", "ID"]).unwrap();
+        let words = config.login.advertised.of(LoginProtocol::Imap).unwrap();
+        assert_eq!(words, ["IMAP4rev1".into(), "ID".into()]);
+        for (key, wrong) in [
+            ("imap", &["ID"][..]),
+            ("imap", &["IMAP4rev1", ""]),
+            ("imap", &["IMAP4rev1", "AUTH=LOGIN"]),
+            ("imap", &["IMAP4rev1", "starttls"]),
+            ("imap", &["IMAP4rev1\r\n* BYE"]),
+            ("pop3", &["TOP", "SASL PLAIN"]),
+            ("submission", &["SIZE 1000", "auth PLAIN"]),
+            ("submission", &["SIZE\r\n250 AUTH"]),
+            ("managesieve", &["\"SIEVE\" \"fileinto\"", "\"sasl\" \"PLAIN\""]),
+            ("mechanisms", &["PLAIN", "GSSAPI"]),
         ] {
-            let found = problems(&said(wrong));
-            assert!(found[0].contains("login.imap_capabilities"), "{wrong:?}: {found:?}");
+            let found = problems(&said(key, wrong));
+            assert!(found[0].contains(&format!("login.advertise.{key}")), "{wrong:?}: {found:?}");
         }
     }
 

@@ -2,19 +2,45 @@
 
 use zeroize::Zeroize;
 
+use crate::sasl::Mechanism;
+
 /// Octets that are overwritten when dropped and that no log can show.
 #[derive(Default)]
 pub struct Secret(Vec<u8>);
 
-/// A user name and a password, as octets: nobody says that they are UTF-8 (RFC 3501 §6.2.3).
+/// Who wants to log in, and by what. All of it octets: nobody says that they are UTF-8 (RFC 3501 §6.2.3).
 #[derive(Debug)]
 pub struct Credentials {
-    /// Who is authenticated (RFC 4422 §2): the name that the password belongs to.
+    /// Who is authenticated (RFC 4422 §2): the name that the proof belongs to. Empty where only the token
+    /// knows it.
     pub authcid: Box<[u8]>,
     /// As whom that one wants to act; `None` when it is the same.
     pub authzid: Option<Box<[u8]>>,
-    /// The password.
-    pub password: Secret,
+    /// By what.
+    pub proof: Proof,
+}
+
+/// By what a client proves who it is.
+#[derive(Debug)]
+pub enum Proof {
+    /// A password: any mechanism that a backend has will do to replay it.
+    Password(Secret),
+    /// A bearer token (RFC 6750).
+    Bearer {
+        /// XOAUTH2 or OAUTHBEARER.
+        mechanism: Mechanism,
+        /// The token alone.
+        token: Secret,
+        /// The response as it came, decoded.
+        response: Secret,
+    },
+    /// An exchange that only its two ends can take part in (RFC 5802).
+    Scram {
+        /// Which SCRAM.
+        mechanism: Mechanism,
+        /// The client's first message as it came, decoded.
+        first: Secret,
+    },
 }
 
 impl Secret {
@@ -44,12 +70,36 @@ impl std::fmt::Debug for Secret {
 impl Credentials {
     /// A name and its password.
     pub fn new(authcid: &[u8], password: Secret) -> Self {
-        Self { authcid: authcid.into(), authzid: None, password }
+        Self { authcid: authcid.into(), authzid: None, proof: Proof::Password(password) }
     }
 
     /// The name whose mailbox is asked for: it decides where the session goes (NAM-3).
     pub fn mailbox(&self) -> &[u8] {
         self.authzid.as_deref().unwrap_or(&self.authcid)
+    }
+
+    /// The password, if that is the proof.
+    pub fn password(&self) -> Option<&Secret> {
+        match &self.proof {
+            Proof::Password(password) => Some(password),
+            Proof::Bearer { .. } | Proof::Scram { .. } => None,
+        }
+    }
+
+    /// The token, if that is the proof.
+    pub fn token(&self) -> Option<&Secret> {
+        match &self.proof {
+            Proof::Bearer { token, .. } => Some(token),
+            Proof::Password(_) | Proof::Scram { .. } => None,
+        }
+    }
+
+    /// How it is proved, for logs.
+    pub fn method(&self) -> &'static str {
+        match &self.proof {
+            Proof::Password(_) => "password",
+            Proof::Bearer { mechanism, .. } | Proof::Scram { mechanism, .. } => mechanism.as_str(),
+        }
     }
 }
 

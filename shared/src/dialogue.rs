@@ -31,6 +31,22 @@ pub trait Dialogue {
     fn secured(&mut self, output: &mut Output);
 }
 
+impl<D: Dialogue + ?Sized> Dialogue for Box<D> {
+    type Event = D::Event;
+
+    fn step(
+        &mut self,
+        input: &mut Input,
+        output: &mut Output,
+    ) -> Result<Step<Self::Event>, Violation> {
+        (**self).step(input, output)
+    }
+
+    fn secured(&mut self, output: &mut Output) {
+        (**self).secured(output);
+    }
+}
+
 /// What a dialogue asks of its driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<E> {

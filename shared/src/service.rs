@@ -93,7 +93,7 @@ where
         certificates: Certificates::load(&config.tls)?,
         config,
     };
-    service.ownership.map().set_default_domain(service.config.default_domain.clone());
+    service.ownership.map().set_default_domain(service.config.names.default_domain.clone());
     raise_descriptor_limit();
     let serve = bind(&service)?;
     let signal = Lifecycle::until_signal();
@@ -216,7 +216,7 @@ fn digests(backends: &Backends) -> String {
     let digests: BTreeMap<&str, String> = backends
         .iter()
         .map(|backend| {
-            let digest = Sha256::digest(format!("{:?} {:?}", backend.mail, backend.imap));
+            let digest = Sha256::digest(format!("{backend:?}"));
             let first = digest.first_chunk::<8>().copied().unwrap_or_default();
             (backend.name.as_str(), format!("{:016x}", u64::from_be_bytes(first)))
         })

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use login_proxy::app::IMAP;
 use login_proxy::login::{Context, serve};
+use login_proxy::offer::{CurrentOffer, Offer};
+use login_proxy::protocol;
 use shared::address::Domain;
 use shared::backend::Backend;
-use shared::config::{Bind, ListenerConfig, ListenerTls, LoginConfig, ProxyMode};
+use shared::backend::LoginProtocol;
+use shared::config::{
+    Advertised, Bind, ListenerConfig, ListenerTls, LoginConfig, NamesConfig, ProxyMode,
+};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
@@ -22,6 +26,12 @@ use crate::rows::Rows;
 /// What is set before a node starts.
 #[derive(Debug)]
 pub struct Settings {
+    /// What is spoken.
+    pub protocol: LoginProtocol,
+    /// What is advertised before login; `None`: what nearly every server has.
+    pub offer: Option<Offer>,
+    /// How logins lead to accounts.
+    pub names: NamesConfig,
     /// Limits and delays.
     pub rules: LoginConfig,
     /// Certificates for STARTTLS, or for TLS from the first octet.
@@ -37,10 +47,13 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            protocol: LoginProtocol::Imap,
+            offer: None,
+            names: NamesConfig::default(),
             rules: LoginConfig {
                 hostname: Domain::localhost(),
-                imap: Vec::new(),
-                imap_capabilities: "IMAP4rev1 SASL-IR LITERAL- ID ENABLE".into(),
+                listeners: Vec::new(),
+                advertised: Advertised::default(),
                 login_timeout: PATIENCE,
                 max_failures: 10,
                 failure_delay: Duration::ZERO,
@@ -87,7 +100,9 @@ impl LoginNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
-        let Settings { rules, tls, implicit_tls, proxied, max_connections } = settings;
+        let Settings { protocol, offer, names, rules, tls, implicit_tls, proxied, max_connections } =
+            settings;
+        let protocol = protocol::of(protocol);
         let rows = Rows::new(backends);
         let lifecycle = Lifecycle::default();
         let listener = Listener::bind(&ListenerConfig {
@@ -103,11 +118,13 @@ impl LoginNode {
             ownership: Arc::clone(&rows.ownership),
             lifecycle: lifecycle.clone(),
             rules,
+            names,
             tls,
             implicit_tls,
-            protocol: &IMAP,
+            protocol,
+            offer: Arc::new(CurrentOffer::from_pointee(offer.unwrap_or_else(protocol.modest))),
         });
-        listener.serve(&lifecycle, IMAP.full, move |accepted| serve(Arc::clone(&cx), accepted));
+        listener.serve(&lifecycle, protocol.full, move |accepted| serve(Arc::clone(&cx), accepted));
         Ok(Self { rows, lifecycle, address })
     }
 
@@ -129,7 +146,9 @@ impl LoginNode {
     /// The login is refused.
     pub async fn log_in(&self, local: &str) -> Result<Conversation> {
         let mut client = self.connect().await?;
-        client.say(&format!("in LOGIN {local}@{DOMAIN} {}", crate::imap_backend::PASSWORD)).await?;
+        client
+            .say(&format!("in LOGIN {local}@{DOMAIN} {}", crate::login_backend::PASSWORD))
+            .await?;
         client.expect("in OK").await?;
         Ok(client)
     }

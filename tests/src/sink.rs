@@ -237,11 +237,9 @@ impl Sink {
             reply_timeout: PATIENCE,
         };
         change(&mut endpoint);
-        Backend {
-            name: BackendName::parse(self.name).expect("a backend's name"),
-            mail: Some(MailEndpoint { endpoint, protocol: self.protocol }),
-            imap: None,
-        }
+        let mut backend = Backend::new(BackendName::parse(self.name).expect("a backend's name"));
+        backend.mail = Some(MailEndpoint { endpoint, protocol: self.protocol });
+        backend
     }
 
     /// Takes no more connections.

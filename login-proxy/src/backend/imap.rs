@@ -3,19 +3,18 @@
 mod response;
 
 use shared::backend::{BackendTls, Endpoint, Identity};
-use shared::credentials::Credentials;
+use shared::credentials::{Credentials, Secret};
 use shared::dialogue::Input;
-use shared::sasl::encode_plain;
-use shared::wire::{Deadlines, Proxied, Wire};
+use shared::sasl::{Mechanism, Mechanisms, decode_base64};
+use shared::wire::Wire;
 use tokio::time::Instant;
 
-use super::{AttachError, Attached, Client, Welcome};
+use super::sasl::{self, Answer, Carrier};
+use super::{Abilities, AttachError, Attached, Attempt, Client, Prompt, Welcome, connect};
 use response::{Exchange, Reply, Status, next_reply};
 
 /// Longest command that is sent in one line: Dovecot takes about a kilobyte before login.
 const MAX_LINE: usize = 1000;
-/// Hops through login proxies that a login may still take (Dovecot's x-proxy-ttl): a loop ends.
-const PROXY_TTL: u8 = 5;
 /// Longest value of an ID pair that is passed on, in octets (RFC 2971 §3.3).
 const MAX_ID_VALUE: usize = 1024;
 /// Longest key of an ID pair (RFC 2971 §3.3); Dovecot takes a longer one for an error.
@@ -23,21 +22,56 @@ const MAX_ID_KEY: usize = 30;
 /// Pairs in an ID command (RFC 2971 §3.3).
 const MAX_ID_PAIRS: usize = 30;
 
-/// Connects to `endpoint` and logs in as `credentials` say.
+/// Connects to `endpoint` and logs in.
 ///
 /// # Errors
 ///
 /// An [`AttachError`]; the connection is closed.
-pub async fn log_in(
+pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attached, AttachError> {
+    let Attempt { credentials, client, prompt, until } = attempt;
+    let (mut wire, capabilities) = open(endpoint, Some(client), until).await?;
+    let forwards = endpoint.identity == Identity::DovecotId && capabilities.has("ID");
+    if forwards {
+        wire.output.push(id_command(client));
+    }
+    let welcome = authenticate(&mut wire, credentials, prompt, &capabilities, forwards).await?;
+    let welcome = match welcome {
+        Some(capabilities) => capabilities,
+        None => ask_again(&mut wire).await?,
+    };
+    Ok(Attached { wire, welcome: Welcome { capabilities: welcome.0 } })
+}
+
+/// What a backend says that it can.
+///
+/// # Errors
+///
+/// An [`AttachError`].
+pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, AttachError> {
+    let (mut wire, capabilities) = open(endpoint, None, until).await?;
+    wire.output.push("Q LOGOUT\r\n");
+    wire.close().await;
+    let words = capabilities.0.split(' ').filter(|word| !word.is_empty());
+    let told_by_front = |word: &str| {
+        let word = word.to_ascii_uppercase();
+        let others = ["STARTTLS", "LOGINDISABLED", "UNAUTHENTICATE", "LOGIN-REFERRALS"];
+        word.starts_with("AUTH=") || others.contains(&&*word)
+    };
+    let mut mechanisms = capabilities.mechanisms();
+    if !capabilities.has("LOGINDISABLED") {
+        mechanisms = mechanisms.union(Mechanisms::PASSWORDS);
+    }
+    let capabilities = words.filter(|word| !told_by_front(word)).map(Into::into).collect();
+    Ok(Abilities { capabilities, mechanisms })
+}
+
+/// A connection that is greeted and secured, and what it says that it can.
+async fn open(
     endpoint: &Endpoint,
-    credentials: &Credentials,
-    client: Client<'_>,
+    client: Option<Client<'_>>,
     until: Instant,
-) -> Result<Attached, AttachError> {
-    let reply = endpoint.reply_timeout;
-    let deadlines = Deadlines { read: reply, write: reply, until: Some(until) };
-    let proxied = Proxied { client: client.address, local: client.local };
-    let mut wire = Wire::connect(endpoint, Some(proxied), deadlines).await?;
+) -> Result<(Wire, Capabilities), AttachError> {
+    let mut wire = connect(endpoint, client, until).await?;
     let mut capabilities = greeting(&mut wire).await?;
     if let BackendTls::StartTls(config, name) = &endpoint.tls {
         start_tls(&mut wire, capabilities.as_ref()).await?;
@@ -49,17 +83,7 @@ pub async fn log_in(
         Some(capabilities) => capabilities,
         None => ask_capabilities(&mut wire).await?,
     };
-    let forwards = endpoint.identity == Identity::DovecotId && capabilities.has("ID");
-    if forwards {
-        let id = id_command(client);
-        wire.output.push(id);
-    }
-    let welcome = authenticate(&mut wire, credentials, &capabilities, forwards).await?;
-    let welcome = match welcome {
-        Some(capabilities) => capabilities,
-        None => ask_again(&mut wire).await?,
-    };
-    Ok(Attached { wire, welcome: Welcome { capabilities: welcome.0 } })
+    Ok((wire, capabilities))
 }
 
 /// What a server says that it can, as it said it.
@@ -69,6 +93,14 @@ struct Capabilities(String);
 impl Capabilities {
     fn has(&self, word: &str) -> bool {
         self.0.split(' ').any(|offered| offered.eq_ignore_ascii_case(word))
+    }
+
+    fn mechanisms(&self) -> Mechanisms {
+        let names = self.0.split(' ').filter_map(|word| {
+            let (key, name) = word.split_once('=')?;
+            key.eq_ignore_ascii_case("AUTH").then_some(name)
+        });
+        Mechanisms::of_words(names)
     }
 }
 
@@ -134,88 +166,131 @@ async fn asked_capabilities(
 async fn authenticate(
     wire: &mut Wire,
     credentials: &Credentials,
+    prompt: &Prompt,
     capabilities: &Capabilities,
     after_id: bool,
 ) -> Result<Option<Capabilities>, AttachError> {
-    let plain = encode_plain(credentials);
-    let response = plain.expose();
-    let mut exchange = Exchange::default();
-    if !capabilities.has("AUTH=PLAIN") {
-        if credentials.authzid.is_some() || capabilities.has("LOGINDISABLED") {
-            return Err(AttachError::NoMechanism);
-        }
-        after(wire, after_id).await?;
-        login(wire, credentials, capabilities, &mut exchange).await?;
-    } else if capabilities.has("SASL-IR") && response.len() < MAX_LINE {
-        wire.output.push("L AUTHENTICATE PLAIN ");
-        wire.output.push(response);
-        wire.say("\r\n").await?;
-        after(wire, after_id).await?;
-    } else {
-        after(wire, after_id).await?;
-        wire.say("L AUTHENTICATE PLAIN\r\n").await?;
-        invited(&mut exchange, wire).await?;
-        wire.output.push(response);
-        wire.say("\r\n").await?;
+    let mut offered = capabilities.mechanisms();
+    let exchange = Exchange::default();
+    let takes_initial = capabilities.has("SASL-IR");
+    let mut carrier = ImapCarrier { wire, exchange, takes_initial, after_id };
+    let by_command = !capabilities.has("LOGINDISABLED") && credentials.authzid.is_none();
+    if let Some(password) = credentials.password()
+        && by_command
+        && !offered.contains(Mechanism::Plain)
+    {
+        return carrier.log_in(&credentials.authcid, password, capabilities).await;
     }
-    let reply = exchange.tagged(wire, "L").await?;
-    match reply.status {
-        Status::Ok => Ok(reply.capabilities.or(exchange.capabilities).map(Capabilities)),
-        Status::No | Status::Bad | Status::Bye | Status::Preauth | Status::Continue => {
-            Err(reply.refusal())
+    if capabilities.has("LOGINDISABLED") {
+        // A backend that wants no passwords on this connection; what AUTH=LOGIN would be, too.
+        offered.remove(Mechanism::Login);
+    }
+    sasl::authenticate(&mut carrier, offered, credentials, prompt).await
+}
+
+/// AUTHENTICATE under the tag `L`.
+struct ImapCarrier<'w> {
+    wire: &'w mut Wire,
+    exchange: Exchange,
+    /// SASL-IR (RFC 4959).
+    takes_initial: bool,
+    /// The reply to ID is still to come.
+    after_id: bool,
+}
+
+impl Carrier for ImapCarrier<'_> {
+    type Yes = Option<Capabilities>;
+
+    fn takes_initial(&self, _: Mechanism, octets: usize) -> bool {
+        self.takes_initial && octets < MAX_LINE
+    }
+
+    async fn begin(
+        &mut self,
+        mechanism: Mechanism,
+        initial: Option<&Secret>,
+    ) -> Result<(), AttachError> {
+        // With the credentials in it, it goes in the same segment as the ID; else the ID's end is waited for.
+        let command = format!("L AUTHENTICATE {mechanism}");
+        let Some(initial) = initial else {
+            self.after_id().await?;
+            return Ok(self.wire.say(format!("{command}\r\n")).await?);
+        };
+        self.wire.output.push(format!("{command} "));
+        self.wire.output.push(initial.expose());
+        self.wire.say("\r\n").await?;
+        self.after_id().await
+    }
+
+    async fn respond(&mut self, response: Option<&Secret>) -> Result<(), AttachError> {
+        self.wire.output.push(response.map_or(&b"*"[..], Secret::expose));
+        Ok(self.wire.say("\r\n").await?)
+    }
+
+    async fn answer(&mut self) -> Result<Answer<Option<Capabilities>>, AttachError> {
+        let reply = self.exchange.next(self.wire, "L").await?;
+        match reply.status {
+            Status::Ok => {
+                let capabilities = reply.capabilities.or(self.exchange.capabilities.take());
+                Ok(Answer::Yes(capabilities.map(Capabilities)))
+            }
+            Status::Continue => {
+                // What is not base64 is no challenge of a mechanism; a bare prompt is empty.
+                let text = decode_base64(reply.text.trim().as_bytes());
+                Ok(Answer::Challenge(text.map(|text| text.expose().to_vec()).unwrap_or_default()))
+            }
+            Status::No | Status::Bad | Status::Bye | Status::Preauth => Err(reply.refusal()),
         }
     }
 }
 
-/// Waits for leave to go on. A no that comes before the credentials cannot be about them.
-async fn invited(exchange: &mut Exchange, wire: &mut Wire) -> Result<(), AttachError> {
-    match exchange.invitation(wire, "L").await {
-        Err(AttachError::Rejected) => Err(AttachError::Refuses),
-        verdict => verdict,
+impl ImapCarrier<'_> {
+    /// Waits for the ID command's end. Its verdict does not matter: a backend that does not trust us says
+    /// OK, too, and takes no address from us.
+    async fn after_id(&mut self) -> Result<(), AttachError> {
+        if std::mem::take(&mut self.after_id) {
+            self.wire.flush().await?;
+            let reply = Exchange::default().tagged(self.wire, "I").await?;
+            if reply.status == Status::Bye {
+                return Err(AttachError::Unavailable);
+            }
+        }
+        Ok(())
     }
-}
 
-/// Waits for the ID command's end. Its verdict does not matter: a backend that does not trust us says OK,
-/// too, and takes no address from us.
-async fn after(wire: &mut Wire, id: bool) -> Result<(), AttachError> {
-    if id {
-        wire.flush().await?;
-        let reply = Exchange::default().tagged(wire, "I").await?;
-        if reply.status == Status::Bye {
-            return Err(AttachError::Unavailable);
+    /// LOGIN, for backends without SASL: quoted where that is safe, else as literals.
+    async fn log_in(
+        &mut self,
+        name: &[u8],
+        password: &Secret,
+        capabilities: &Capabilities,
+    ) -> Result<Option<Capabilities>, AttachError> {
+        self.after_id().await?;
+        self.wire.output.push("L LOGIN");
+        for argument in [name, password.expose()] {
+            self.wire.output.push(" ");
+            if is_quotable(argument) {
+                self.wire.output.push("\"");
+                self.wire.output.push(argument);
+                self.wire.output.push("\"");
+                continue;
+            }
+            // RFC 7888: LITERAL- is LITERAL+ for up to 4096 octets.
+            let small = argument.len() <= 4096 && capabilities.has("LITERAL-");
+            if small || capabilities.has("LITERAL+") {
+                self.wire.output.push(format!("{{{}+}}\r\n", argument.len()));
+            } else {
+                self.wire.say(format!("{{{}}}\r\n", argument.len())).await?;
+                sasl::invited(self).await?;
+            }
+            self.wire.output.push(argument);
+        }
+        self.wire.say("\r\n").await?;
+        match self.answer().await? {
+            Answer::Yes(capabilities) => Ok(capabilities),
+            Answer::Challenge(_) => Err(AttachError::Protocol("continuation out of turn")),
         }
     }
-    Ok(())
-}
-
-/// LOGIN, for backends without SASL: quoted where that is safe, else as literals.
-async fn login(
-    wire: &mut Wire,
-    credentials: &Credentials,
-    capabilities: &Capabilities,
-    exchange: &mut Exchange,
-) -> Result<(), AttachError> {
-    wire.output.push("L LOGIN");
-    for argument in [&*credentials.authcid, credentials.password.expose()] {
-        wire.output.push(" ");
-        if is_quotable(argument) {
-            wire.output.push("\"");
-            wire.output.push(argument);
-            wire.output.push("\"");
-            continue;
-        }
-        // RFC 7888: LITERAL- is LITERAL+ for up to 4096 octets.
-        let small = argument.len() <= 4096 && capabilities.has("LITERAL-");
-        if small || capabilities.has("LITERAL+") {
-            wire.output.push(format!("{{{}+}}\r\n", argument.len()));
-        } else {
-            wire.say(format!("{{{}}}\r\n", argument.len())).await?;
-            invited(exchange, wire).await?;
-        }
-        wire.output.push(argument);
-    }
-    wire.say("\r\n").await?;
-    Ok(())
 }
 
 /// 7-bit text without anything that would have to be escaped.
@@ -244,13 +319,13 @@ fn id_command(client: Client<'_>) -> Vec<u8> {
         ("x-originating-port", client.address.port().to_string()),
         ("x-connected-ip", client.local.ip().to_string()),
         ("x-connected-port", client.local.port().to_string()),
-        ("x-proxy-ttl", PROXY_TTL.to_string()),
+        ("x-proxy-ttl", client.ttl.to_string()),
     ];
     for (key, value) in &own {
         pair(key.as_bytes(), value.as_bytes());
     }
     // A client must not speak with our voice: x- keys of its own stay behind.
-    let told = client.id.iter().filter(|(key, value)| {
+    let told = client.told.id.iter().filter(|(key, value)| {
         key.len() <= MAX_ID_KEY
             && value.len() <= MAX_ID_VALUE
             && !key.to_ascii_lowercase().starts_with(b"x-")
@@ -267,6 +342,7 @@ fn id_command(client: Client<'_>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::front::Told;
 
     #[test]
     fn the_id_names_the_client_and_lets_nobody_else_do_so() {
@@ -275,11 +351,14 @@ mod tests {
             (b"X-Originating-IP".to_vec(), b"203.0.113.9".to_vec()),
             (b"os".to_vec(), b"a\"b".to_vec()),
         ];
+        let told = Told { id: id.into(), ..Told::default() };
         let client = Client {
             address: "[2001:db8::1]:4711".parse().unwrap(),
             local: "192.0.2.1:993".parse().unwrap(),
             session: "abc",
-            id: &id,
+            ttl: 5,
+            secured: true,
+            told: &told,
         };
         assert_eq!(
             String::from_utf8(id_command(client)).unwrap(),

@@ -1,6 +1,6 @@
 //! IMAP before login (RFC 3501 §6.1, §6.2; RFC 9051), as a pure state machine.
 //!
-//! LOGIN and AUTHENTICATE PLAIN become an event; everything else that a client may say before login is
+//! LOGIN and AUTHENTICATE become an event; everything else that a client may say before login is
 //! answered here: CAPABILITY, ID (RFC 2971), ENABLE, NOOP, STARTTLS, LOGOUT. Framing is [`frame`]'s
 //! business, words are [`token`]'s. After login nothing of this file is involved any more.
 
@@ -9,9 +9,10 @@ mod token;
 
 use shared::credentials::{Credentials, Secret};
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
-use shared::sasl::{decode_base64, decode_plain};
+use shared::sasl::{Mechanism, encode_base64};
 
-use super::{Front, Terms};
+use super::sasl::{Exchange, Turn};
+use super::{Event, Front, Terms, Told};
 use crate::backend::Welcome;
 use crate::refusal::{Farewell, Refusal};
 use frame::Frame;
@@ -37,15 +38,15 @@ pub struct ImapFront {
     /// Literals of the command at hand that were asked for with `+`.
     invited: usize,
     asked_capability: bool,
-    id: Vec<(Vec<u8>, Vec<u8>)>,
+    told: Told,
 }
 
 #[derive(Debug)]
 enum State {
     /// Between commands.
     Command,
-    /// AUTHENTICATE waits for its response.
-    Response { tag: Box<str> },
+    /// AUTHENTICATE waits for a response.
+    Sasl { tag: Box<str>, exchange: Exchange },
     /// Credentials were given under this tag; the driver has not answered yet.
     Answer { tag: Box<str> },
 }
@@ -59,23 +60,25 @@ impl ImapFront {
             bad_commands: 0,
             invited: 0,
             asked_capability: false,
-            id: Vec::new(),
+            told: Told::default(),
         }
     }
 
-    /// What every backend has, and what this connection allows. Small on purpose: after login the
-    /// client gets its own backend's.
+    /// What every backend has, and what this connection allows. After login the client gets its own
+    /// backend's.
     fn capabilities(&self) -> String {
-        let mut words = String::from(&*self.terms.capabilities);
-        if !self.terms.secured && self.terms.starttls {
+        let mut words = self.terms.capabilities.join(" ");
+        if self.terms.offers_tls() {
             words.push_str(" STARTTLS");
         }
-        words.push_str(if self.takes_passwords() { " AUTH=PLAIN" } else { " LOGINDISABLED" });
+        for mechanism in self.terms.usable().iter() {
+            words.push_str(" AUTH=");
+            words.push_str(mechanism.as_str());
+        }
+        if !self.terms.takes_passwords() {
+            words.push_str(" LOGINDISABLED");
+        }
         words
-    }
-
-    fn takes_passwords(&self) -> bool {
-        self.terms.secured || self.terms.plaintext
     }
 
     /// One whole command, line ends of literals and the last one included.
@@ -83,7 +86,7 @@ impl ImapFront {
         &mut self,
         command: &[u8],
         out: &mut Output,
-    ) -> Result<Option<Step<Credentials>>, Violation> {
+    ) -> Result<Option<Step<Event>>, Violation> {
         let Some((tag, rest)) = split_tag(command) else {
             answer(out, "*", TAG_FIRST);
             return self.bad(out).map(|()| None);
@@ -114,7 +117,7 @@ impl ImapFront {
                 answer(out, tag, "OK Logout completed.");
                 return Ok(Some(Step::Close));
             }
-            (b"STARTTLS", []) if self.terms.starttls && !self.terms.secured => {
+            (b"STARTTLS", []) if self.terms.offers_tls() => {
                 answer(out, tag, "OK Begin TLS negotiation now.");
                 return Ok(Some(Step::StartTls));
             }
@@ -123,7 +126,7 @@ impl ImapFront {
                 return self.bad(out).map(|()| None);
             }
             (b"LOGIN", [name, password]) => {
-                if !self.takes_passwords() {
+                if !self.terms.takes_passwords() {
                     self.refuse_plaintext(tag, out);
                 } else if let (Some(name), Some(password)) = (name.astring(), password.astring()) {
                     return self.log_in(tag, name, password, out);
@@ -155,7 +158,7 @@ impl ImapFront {
         name: &[u8],
         password: &[u8],
         out: &mut Output,
-    ) -> Result<Option<Step<Credentials>>, Violation> {
+    ) -> Result<Option<Step<Event>>, Violation> {
         if name.is_empty() || password.is_empty() {
             answer(out, tag, refusal_words(Refusal::BadCredentials));
             return self.bad(out).map(|()| None);
@@ -171,52 +174,61 @@ impl ImapFront {
         mechanism: &[u8],
         response: Option<&Token>,
         out: &mut Output,
-    ) -> Result<Option<Step<Credentials>>, Violation> {
-        if !mechanism.eq_ignore_ascii_case(b"PLAIN") {
+    ) -> Result<Option<Step<Event>>, Violation> {
+        // LOGIN is understood everywhere, though not advertised here: a password is a password.
+        let known = Mechanism::parse(mechanism).filter(|mechanism| {
+            *mechanism == Mechanism::Login || self.terms.mechanisms.contains(*mechanism)
+        });
+        let Some(mechanism) = known else {
             answer(out, tag, "NO [CANNOT] Unsupported authentication mechanism.");
             return self.bad(out).map(|()| None);
-        }
-        if !self.takes_passwords() {
+        };
+        if mechanism.is_cleartext() && !self.terms.takes_passwords() {
             self.refuse_plaintext(tag, out);
             return Ok(None);
         }
-        match response {
-            None => {
-                // With the space: some clients do not take a bare "+".
-                out.push("+ \r\n");
-                self.state = State::Response { tag: tag.into() };
-                Ok(None)
-            }
-            // "=" is an empty response (RFC 4959 §3), and there is no empty PLAIN response.
-            Some(Token::Atom(text)) => self.response(tag, text, out),
+        let initial = match response {
+            None => None,
+            Some(Token::Atom(text)) => Some(&**text),
             Some(Token::Text(_) | Token::List(_)) => {
                 answer(out, tag, "BAD Error in IMAP command AUTHENTICATE: base64 expected");
+                return self.bad(out).map(|()| None);
+            }
+        };
+        self.turn(tag, Exchange::begin(mechanism, initial), out)
+    }
+
+    fn turn(
+        &mut self,
+        tag: &str,
+        turn: Turn,
+        out: &mut Output,
+    ) -> Result<Option<Step<Event>>, Violation> {
+        match turn {
+            Turn::Ask(exchange, challenge) => {
+                // With the space: some clients do not take a bare "+".
+                out.push(format!("+ {challenge}\r\n"));
+                self.state = State::Sasl { tag: tag.into(), exchange };
+                Ok(None)
+            }
+            Turn::Event(event) => {
+                self.state = State::Answer { tag: tag.into() };
+                Ok(Some(Step::Event(event)))
+            }
+            Turn::Cancelled => {
+                answer(out, tag, refusal_words(Refusal::Cancelled));
+                self.bad(out).map(|()| None)
+            }
+            Turn::Malformed => {
+                answer(out, tag, "NO [AUTHENTICATIONFAILED] Invalid SASL response.");
                 self.bad(out).map(|()| None)
             }
         }
     }
 
-    fn response(
-        &mut self,
-        tag: &str,
-        text: &[u8],
-        out: &mut Output,
-    ) -> Result<Option<Step<Credentials>>, Violation> {
-        if text == b"*" {
-            answer(out, tag, "BAD Authentication exchange cancelled.");
-            return self.bad(out).map(|()| None);
-        }
-        let credentials = decode_base64(text).and_then(|response| decode_plain(&response));
-        let Ok(credentials) = credentials else {
-            answer(out, tag, "NO [AUTHENTICATIONFAILED] Invalid SASL PLAIN response.");
-            return self.bad(out).map(|()| None);
-        };
-        Ok(Some(self.attempt(tag, credentials)))
-    }
-
-    fn attempt(&mut self, tag: &str, credentials: Credentials) -> Step<Credentials> {
+    fn attempt(&mut self, tag: &str, credentials: Credentials) -> Step<Event> {
         self.state = State::Answer { tag: tag.into() };
-        Step::Event(credentials)
+        Step::Event(Event::Credentials(credentials))
     }
 
     /// RFC 2971: NIL, or a list of strings in pairs.
@@ -234,8 +246,8 @@ impl ImapFront {
             }
         };
         // Only the first ID counts, as with Dovecot. A NIL value tells nothing.
-        if self.id.is_empty() {
-            self.id = pairs
+        if self.told.id.is_empty() {
+            self.told.id = pairs
                 .chunks_exact(2)
                 .filter_map(|pair| match pair {
                     [_, Token::Atom(nil)] if nil.eq_ignore_ascii_case(b"NIL") => None,
@@ -278,13 +290,15 @@ impl ImapFront {
         &mut self,
         input: &mut Input,
         out: &mut Output,
-    ) -> Result<Option<Step<Credentials>>, Violation> {
-        if let State::Response { tag } = &self.state {
-            let tag = tag.clone();
+    ) -> Result<Option<Step<Event>>, Violation> {
+        if let State::Sasl { .. } = &self.state {
             let line = input.line(MAX_SASL_LINE).inspect_err(|_| too_large(out))?;
             let Some(line) = line else { return Ok(Some(Step::NeedInput)) };
-            self.state = State::Command;
-            return self.response(&tag, line.octets(), out);
+            let State::Sasl { tag, exchange } = std::mem::replace(&mut self.state, State::Command)
+            else {
+                return Ok(Some(Step::NeedInput));
+            };
+            return self.turn(&tag, exchange.respond(line.octets()), out);
         }
         match frame::next(input.unread()) {
             Frame::Whole { octets, literals } => {
@@ -316,13 +330,9 @@ impl ImapFront {
 }
 
 impl Dialogue for ImapFront {
-    type Event = Credentials;
+    type Event = Event;
 
-    fn step(
-        &mut self,
-        input: &mut Input,
-        output: &mut Output,
-    ) -> Result<Step<Credentials>, Violation> {
+    fn step(&mut self, input: &mut Input, output: &mut Output) -> Result<Step<Event>, Violation> {
         loop {
             if let Some(step) = self.take_in(input, output)? {
                 return Ok(step);
@@ -343,8 +353,21 @@ impl Front for ImapFront {
         out.push(format!("* OK [CAPABILITY {capabilities}] {hostname} ready.\r\n"));
     }
 
-    fn refuse(&mut self, refusal: Refusal, out: &mut Output) {
+    fn challenge(&mut self, challenge: &[u8], out: &mut Output) {
         let State::Answer { tag } = std::mem::replace(&mut self.state, State::Command) else {
+            return;
+        };
+        out.push("+ ");
+        out.push(encode_base64(challenge).expose());
+        out.push("\r\n");
+        self.state = State::Sasl { tag, exchange: Exchange::Challenged };
+    }
+
+    fn refuse(&mut self, refusal: Refusal, out: &mut Output) {
+        // A client that was asked something may be refused before it has answered.
+        let (State::Answer { tag } | State::Sasl { tag, .. }) =
+            std::mem::replace(&mut self.state, State::Command)
+        else {
             return;
         };
         answer(out, &tag, refusal_words(refusal));
@@ -377,8 +400,8 @@ impl Front for ImapFront {
         out.push(farewell_words(farewell));
     }
 
-    fn client_id(&self) -> &[(Vec<u8>, Vec<u8>)] {
-        &self.id
+    fn told(&self) -> &Told {
+        &self.told
     }
 }
 
@@ -394,6 +417,7 @@ fn refusal_words(refusal: Refusal) -> &'static str {
             "NO [SERVERBUG] Logins do not work at the moment. Please tell your administrator."
         }
         Refusal::NeedsTls => "NO [PRIVACYREQUIRED] No passwords in the clear.",
+        Refusal::Cancelled => "BAD Authentication exchange cancelled.",
     }
 }
 

@@ -1,21 +1,19 @@
 //! From the file as written to checked types. Every problem is noted, not only the first.
 
-use std::net::{IpAddr, SocketAddr};
+mod backends;
+mod login;
+
+use std::net::SocketAddr;
 use std::path::Path;
 
-use tokio_rustls::rustls::pki_types::ServerName;
 use toml::de::{DeTable, Deserializer};
 
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
-    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, MxConfig,
+    NamesConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
 };
 use crate::address::{Address, Domain};
-use crate::backend::{
-    Backend, BackendName, BackendTls, Backends, Endpoint, Identity, MailEndpoint, MailProtocol,
-};
-use crate::tls::{Trust, client_config};
 
 /// Most problems of one kind that are looked for in a file; each costs one more reading of it.
 const MAX_READINGS: usize = 50;
@@ -69,15 +67,29 @@ impl Parser<'_, '_> {
             node: self.node(file.node, &host),
             ownership: self.ownership(file.ownership),
             backends: self.backends(file.backends),
-            default_domain: self.optional(
-                "names.default_domain",
-                &file.names.default_domain,
-                Domain::parse,
-            ),
+            names: self.names(file.names),
             mx: self.mx(file.mx, &host, has_certificate),
             login: self.login(file.login, &host, has_certificate),
             tls: self.tls(file.tls),
             log: self.log(file.log),
+        }
+    }
+
+    fn names(&mut self, names: raw::Names) -> NamesConfig {
+        let separators = &names.master_separators;
+        let good = |c: char| c.is_ascii_punctuation() && !"@+-._".contains(c);
+        if !separators.chars().all(good) {
+            let message = "must be punctuation that no mailbox name has, such as \"*\" or \"*%\"";
+            self.problems.note("names.master_separators", message);
+        }
+        NamesConfig {
+            default_domain: self.optional(
+                "names.default_domain",
+                &names.default_domain,
+                Domain::parse,
+            ),
+            master_separators: names.master_separators.into(),
+            token_claims: names.token_claims.into_iter().map(String::into).collect(),
         }
     }
 
@@ -154,163 +166,6 @@ impl Parser<'_, '_> {
         TlsConfig { certificates: certificates.collect(), self_signed: tls.self_signed }
     }
 
-    fn backends(&mut self, backends: std::collections::BTreeMap<String, raw::Backend>) -> Backends {
-        if backends.is_empty() {
-            let message = "no backend is configured: name at least the old and the new server, \
-                           [backends.old.mail], [backends.old.imap], …";
-            self.problems.note("backends", message);
-        }
-        let mut parsed = Vec::new();
-        for (name, backend) in backends {
-            let key = format!("backends.{name}");
-            let Ok(name) = BackendName::parse(&name) else {
-                let message = "a backend's name is 1 to 63 of a-z, 0-9, '-', '_' and '.'";
-                self.problems.note(&key, message);
-                continue;
-            };
-            if backend.mail.is_none() && backend.imap.is_none() {
-                let message = format!("has neither [{key}.mail] nor [{key}.imap]");
-                self.problems.note(&key, message);
-            }
-            let mail = backend.mail.and_then(|mail| self.mail(&format!("{key}.mail"), &mail));
-            let imap = backend.imap.and_then(|imap| {
-                if imap.protocol.is_some() {
-                    self.problems.note(&format!("{key}.imap.protocol"), "is for mail only");
-                }
-                let rules = EndpointRules {
-                    port: 143,
-                    implicit_port: 993,
-                    identity: Identity::DovecotId,
-                    credentials: true,
-                };
-                self.endpoint(&format!("{key}.imap"), &imap, rules)
-            });
-            if let Some(Identity::Xclient) = imap.as_ref().map(|imap| imap.identity) {
-                let message =
-                    "\"xclient\" is for mail; IMAP has \"dovecot-id\", \"proxy\" or \"none\"";
-                self.problems.note(&format!("{key}.imap.identity"), message);
-            }
-            parsed.push(Backend { name, mail, imap });
-        }
-        parsed.into_iter().collect()
-    }
-
-    fn mail(&mut self, key: &str, mail: &raw::Endpoint) -> Option<MailEndpoint> {
-        let protocol = match mail.protocol {
-            Some(raw::MailProtocol::Lmtp) => MailProtocol::Lmtp,
-            Some(raw::MailProtocol::Smtp) | None => MailProtocol::Smtp,
-        };
-        let (port, implicit_port) = match protocol {
-            MailProtocol::Smtp => (25, 465),
-            MailProtocol::Lmtp => (24, 24),
-        };
-        let rules =
-            EndpointRules { port, implicit_port, identity: Identity::None, credentials: false };
-        let endpoint = self.endpoint(key, mail, rules)?;
-        if endpoint.identity == Identity::DovecotId {
-            let message = "\"dovecot-id\" is for IMAP; mail has \"xclient\", \"proxy\" or \"none\"";
-            self.problems.note(&format!("{key}.identity"), message);
-        }
-        Some(MailEndpoint { endpoint, protocol })
-    }
-
-    fn endpoint(
-        &mut self,
-        key: &str,
-        endpoint: &raw::Endpoint,
-        rules: EndpointRules,
-    ) -> Option<Endpoint> {
-        if endpoint.host.is_empty() {
-            self.problems.note(&format!("{key}.host"), "is missing");
-            return None;
-        }
-        let host = endpoint.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.parse::<IpAddr>().is_err() && Domain::parse(&host).is_err() {
-            let message = format!("{host:?} is neither a host name nor an IP address");
-            self.problems.note(&format!("{key}.host"), message);
-        }
-        let mode = endpoint.tls.unwrap_or(if is_loopback(&host) {
-            raw::BackendTls::Plain
-        } else {
-            raw::BackendTls::StartTls
-        });
-        let tls = self.backend_tls(key, &host, mode, endpoint, rules)?;
-        let default_port = match mode {
-            raw::BackendTls::Implicit => rules.implicit_port,
-            raw::BackendTls::Plain | raw::BackendTls::StartTls => rules.port,
-        };
-        Some(Endpoint {
-            host: host.into(),
-            port: endpoint.port.unwrap_or(default_port),
-            tls,
-            identity: endpoint.identity.map_or(rules.identity, Identity::from),
-            connect_timeout: endpoint.connect_timeout,
-            reply_timeout: endpoint.reply_timeout,
-        })
-    }
-
-    fn backend_tls(
-        &mut self,
-        key: &str,
-        host: &str,
-        mode: raw::BackendTls,
-        endpoint: &raw::Endpoint,
-        rules: EndpointRules,
-    ) -> Option<BackendTls> {
-        if mode == raw::BackendTls::Plain {
-            if rules.credentials && !is_loopback(host) && !endpoint.allow_plaintext {
-                let message = format!(
-                    "passwords would go to {host} in the clear; use \"starttls\" or \"implicit\", \
-                     or set allow_plaintext = true"
-                );
-                self.problems.note(&format!("{key}.tls"), message);
-            }
-            return Some(BackendTls::Plain);
-        }
-        let by_ip = host.parse::<IpAddr>().is_ok();
-        if by_ip && endpoint.server_name.is_empty() && endpoint.pin_sha256.is_empty() {
-            let message = "an IP address is no name to check a certificate by: \
-                           set server_name or pin_sha256";
-            self.problems.note(&format!("{key}.host"), message);
-            return None;
-        }
-        let name = if endpoint.server_name.is_empty() { host } else { &endpoint.server_name };
-        let Ok(name) = ServerName::try_from(name.to_owned()) else {
-            self.problems.note(&format!("{key}.server_name"), "is no host name");
-            return None;
-        };
-        let trust = match self.trust(key, endpoint) {
-            Some(trust) => client_config(&trust),
-            None => return None,
-        };
-        match (trust, mode) {
-            (Ok(config), raw::BackendTls::Implicit) => Some(BackendTls::Implicit(config, name)),
-            (Ok(config), raw::BackendTls::StartTls | raw::BackendTls::Plain) => {
-                Some(BackendTls::StartTls(config, name))
-            }
-            (Err(error), _) => {
-                self.problems.note(&format!("{key}.tls"), error.to_string());
-                None
-            }
-        }
-    }
-
-    fn trust(&mut self, key: &str, endpoint: &raw::Endpoint) -> Option<Trust> {
-        if endpoint.pin_sha256.is_empty() {
-            return Some(match &endpoint.ca_file {
-                Some(file) => Trust::CaFile(file.clone()),
-                None => Trust::Platform,
-            });
-        }
-        let pins: Option<Vec<[u8; 32]>> =
-            endpoint.pin_sha256.iter().map(|pin| digest_of_hex(pin)).collect();
-        if pins.is_none() {
-            let message = "a pin is 64 hexadecimal digits, colons allowed";
-            self.problems.note(&format!("{key}.pin_sha256"), message);
-        }
-        pins.map(Trust::Pins)
-    }
-
     fn mx(&mut self, mx: raw::Mx, host: &str, has_certificate: bool) -> MxConfig {
         for (key, timeout) in [
             ("mx.command_timeout", mx.command_timeout),
@@ -341,58 +196,6 @@ impl Parser<'_, '_> {
             delivery_timeout: mx.delivery_timeout,
             max_received: mx.max_received,
         }
-    }
-
-    fn login(&mut self, login: raw::Login, host: &str, has_certificate: bool) -> LoginConfig {
-        for (key, timeout) in [
-            ("login.login_timeout", login.login_timeout),
-            ("login.attach_timeout", login.attach_timeout),
-            ("login.idle_timeout", login.idle_timeout),
-        ] {
-            if timeout.is_zero() {
-                self.problems.note(key, "must be longer than nothing");
-            }
-        }
-        let imap = self.listener("login.imap", login.imap, ListenerTls::StartTls, has_certificate);
-        let imaps =
-            self.listener("login.imaps", login.imaps, ListenerTls::Implicit, has_certificate);
-        LoginConfig {
-            hostname: self.hostname("login.hostname", &login.hostname, host),
-            imap: imap.into_iter().chain(imaps).collect(),
-            imap_capabilities: self.imap_capabilities(&login.imap_capabilities),
-            login_timeout: login.login_timeout,
-            max_failures: login.max_failures.max(1),
-            failure_delay: login.failure_delay,
-            attach_timeout: login.attach_timeout,
-            idle_timeout: login.idle_timeout,
-            kick_grace: login.kick_grace,
-            allow_plaintext: login.allow_plaintext,
-        }
-    }
-
-    /// Words of which one says that this is IMAP, and none what only the connection at hand can tell.
-    fn imap_capabilities(&mut self, words: &str) -> Box<str> {
-        let told_by_front = ["STARTTLS", "LOGINDISABLED", "UNAUTHENTICATE"];
-        let good = |word: &str| {
-            let word = word.to_ascii_uppercase();
-            !word.is_empty()
-                && word
-                    .bytes()
-                    .all(|octet| octet.is_ascii_graphic() && !b"(){%*\"\\]".contains(&octet))
-                && !word.starts_with("AUTH=")
-                && !told_by_front.contains(&&*word)
-        };
-        let version = |word: &str| {
-            word.eq_ignore_ascii_case("IMAP4rev1") || word.eq_ignore_ascii_case("IMAP4rev2")
-        };
-        if !words.split(' ').all(good) || !words.split(' ').any(version) {
-            self.problems.note(
-                "login.imap_capabilities",
-                "must be words separated by single spaces, IMAP4rev1 among them, without STARTTLS, \
-                 LOGINDISABLED, UNAUTHENTICATE and AUTH=, which depend on the connection",
-            );
-        }
-        words.into()
     }
 
     fn listener(
@@ -483,28 +286,6 @@ impl Parser<'_, '_> {
     }
 }
 
-/// What an endpoint's protocol brings along.
-#[derive(Clone, Copy)]
-struct EndpointRules {
-    port: u16,
-    implicit_port: u16,
-    /// How clients' addresses are forwarded when nothing is configured.
-    identity: Identity,
-    /// Passwords go over it.
-    credentials: bool,
-}
-
-impl From<raw::Identity> for Identity {
-    fn from(identity: raw::Identity) -> Self {
-        match identity {
-            raw::Identity::None => Self::None,
-            raw::Identity::Xclient => Self::Xclient,
-            raw::Identity::DovecotId => Self::DovecotId,
-            raw::Identity::Proxy => Self::Proxy,
-        }
-    }
-}
-
 impl From<raw::ListenerTls> for ListenerTls {
     fn from(tls: raw::ListenerTls) -> Self {
         match tls {
@@ -532,25 +313,8 @@ fn bind_of(text: &str) -> Option<Bind> {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 fn octets(size: bytesize::ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
-}
-
-fn digest_of_hex(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
-    let mut digest = [0; 32];
-    if digits.len() != 64 {
-        return None;
-    }
-    for (octet, pair) in digest.iter_mut().zip(digits.chunks(2)) {
-        let pair = std::str::from_utf8(pair).ok()?;
-        *octet = u8::from_str_radix(pair, 16).ok()?;
-    }
-    Some(digest)
 }
 
 /// The name the kernel has for this host.

@@ -79,10 +79,22 @@ impl std::fmt::Debug for Ownership {
     }
 }
 
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Names {
     pub(super) default_domain: String,
+    pub(super) master_separators: String,
+    pub(super) token_claims: Vec<String>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self {
+            default_domain: String::new(),
+            master_separators: "*".into(),
+            token_claims: ["email", "preferred_username", "upn"].map(str::to_owned).into(),
+        }
+    }
 }
 
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -104,6 +116,9 @@ pub(super) struct Certificate {
 pub(super) struct Backend {
     pub(super) mail: Option<Endpoint>,
     pub(super) imap: Option<Endpoint>,
+    pub(super) pop3: Option<Endpoint>,
+    pub(super) submission: Option<Endpoint>,
+    pub(super) managesieve: Option<Endpoint>,
 }
 
 /// One protocol's address at a backend. `port`, `tls`, `identity` and `protocol` have defaults that
@@ -213,7 +228,12 @@ pub(super) struct Login {
     pub(super) hostname: String,
     pub(super) imap: Listener,
     pub(super) imaps: Listener,
-    pub(super) imap_capabilities: String,
+    pub(super) pop3: Listener,
+    pub(super) pop3s: Listener,
+    pub(super) submission: Listener,
+    pub(super) submissions: Listener,
+    pub(super) managesieve: Listener,
+    pub(super) advertise: Advertise,
     #[serde(with = "humantime_serde")]
     pub(super) login_timeout: Duration,
     pub(super) max_failures: u32,
@@ -234,7 +254,12 @@ impl Default for Login {
             hostname: String::new(),
             imap: Listener::default(),
             imaps: Listener::default(),
-            imap_capabilities: "IMAP4rev1 SASL-IR LITERAL- ID ENABLE".into(),
+            pop3: Listener::default(),
+            pop3s: Listener::default(),
+            submission: Listener::default(),
+            submissions: Listener::default(),
+            managesieve: Listener::default(),
+            advertise: Advertise::default(),
             login_timeout: Duration::from_mins(3),
             max_failures: 10,
             failure_delay: Duration::from_secs(2),
@@ -245,6 +270,17 @@ impl Default for Login {
             allow_plaintext: false,
         }
     }
+}
+
+/// What is advertised before login. An empty list is "what all backends have".
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Advertise {
+    pub(super) mechanisms: Vec<String>,
+    pub(super) imap: Vec<String>,
+    pub(super) pop3: Vec<String>,
+    pub(super) submission: Vec<String>,
+    pub(super) managesieve: Vec<String>,
 }
 
 /// A listener. An empty `listen` is "off".
@@ -344,6 +380,11 @@ mod tests {
             login: Login {
                 imap: listener(ListenerTls::StartTls),
                 imaps: listener(ListenerTls::Implicit),
+                pop3: listener(ListenerTls::StartTls),
+                pop3s: listener(ListenerTls::Implicit),
+                submission: listener(ListenerTls::StartTls),
+                submissions: listener(ListenerTls::Implicit),
+                managesieve: listener(ListenerTls::StartTls),
                 ..Login::default()
             },
             ..File::default()
@@ -386,6 +427,12 @@ mod tests {
             "login",
             "login.imap",
             "login.imaps",
+            "login.pop3",
+            "login.pop3s",
+            "login.submission",
+            "login.submissions",
+            "login.managesieve",
+            "login.advertise",
             "log",
         ] {
             let wrong = format!("[{section}]\nno_such_key = 1\n");

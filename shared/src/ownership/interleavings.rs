@@ -150,8 +150,7 @@ impl Node {
 
 /// A node's view with `ann` at old and the domain's default at old, and a lease.
 fn ownership() -> Arc<Ownership> {
-    let backend =
-        |name| Backend { name: BackendName::parse(name).unwrap(), mail: None, imap: None };
+    let backend = |name| Backend::new(BackendName::parse(name).unwrap());
     let ownership = Ownership::new(["old", "new"].map(backend).into_iter().collect());
     ownership.map.set_default_domain(Some(Domain::parse("example.org").unwrap()));
     ownership

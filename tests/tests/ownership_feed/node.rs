@@ -180,8 +180,5 @@ fn login(name: &str) -> Name {
 }
 
 fn backends() -> Backends {
-    ["old", "new"]
-        .map(|name| Backend { name: BackendName::parse(name).unwrap(), mail: None, imap: None })
-        .into_iter()
-        .collect()
+    ["old", "new"].map(|name| Backend::new(BackendName::parse(name).unwrap())).into_iter().collect()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use shared::backend::Backend;
-use tests::imap_backend::{ImapBackend, Manners, Then, Verdict};
+use tests::login_backend::{LoginBackend, Manners, Then, Verdict};
 use tests::login_node::{LoginNode, Settings};
 
 use crate::alone;
@@ -41,12 +41,12 @@ async fn heard_of(manners: Manners) -> Result<String> {
 
 #[tokio::test]
 async fn a_backend_that_is_not_there_is_unavailable() -> Result<()> {
-    let gone = ImapBackend::start("old", Manners::default()).await?.configured_as(|endpoint| {
+    let gone = LoginBackend::start("old", Manners::default()).await?.configured_as(|endpoint| {
         // Nothing listens on the port of a socket that was only bound.
         endpoint.port = 1;
     });
     assert!(refused(&at(gone)?).await?.starts_with("a NO [UNAVAILABLE]"));
-    let nowhere = ImapBackend::start("old", Manners::default())
+    let nowhere = LoginBackend::start("old", Manners::default())
         .await?
         .configured_as(|endpoint| endpoint.host = "no-such-host.invalid".into());
     assert!(refused(&at(nowhere)?).await?.starts_with("a NO [UNAVAILABLE]"));
@@ -61,7 +61,7 @@ async fn a_backend_that_says_nothing_is_unavailable() -> Result<()> {
         Manners { then: Then::Hang, ..Manners::default() },
         Manners { verdict: Verdict::Say("* OK wait\r\n"), ..Manners::default() },
     ] {
-        let old = ImapBackend::start("old", manners).await?;
+        let old = LoginBackend::start("old", manners).await?;
         let node = at(old.configured_as(|endpoint| endpoint.reply_timeout = SHORT))?;
         assert!(refused(&node).await?.starts_with("a NO [UNAVAILABLE]"));
         old.until("the attempt is closed", |all| all[0].closed).await?;
@@ -90,7 +90,8 @@ async fn a_backend_that_speaks_and_never_comes_to_the_point_is_cut_off() -> Resu
 
 #[tokio::test]
 async fn an_attempt_has_one_deadline_for_everything() -> Result<()> {
-    let old = ImapBackend::start("old", Manners { then: Then::Hang, ..Manners::default() }).await?;
+    let old =
+        LoginBackend::start("old", Manners { then: Then::Hang, ..Manners::default() }).await?;
     let mut settings = Settings::default();
     settings.rules.attach_timeout = SHORT;
     let node = LoginNode::start_with([old.configured()], settings)?;

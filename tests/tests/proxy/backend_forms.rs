@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use shared::backend::Identity;
 use tests::conversation::Conversation;
-use tests::imap_backend::{ImapBackend, Manners, Verdict};
+use tests::login_backend::{LoginBackend, Manners, Verdict};
 use tests::login_node::{LoginNode, Settings};
 
 use crate::alone;
@@ -80,7 +80,7 @@ async fn a_backend_that_takes_no_passwords_is_a_fault_of_ours() -> Result<()> {
 }
 
 async fn told(manners: Manners, identity: Identity, client_says: &str) -> Result<Vec<String>> {
-    let old = ImapBackend::start("old", manners).await?;
+    let old = LoginBackend::start("old", manners).await?;
     let backend = old.configured_as(|endpoint| endpoint.identity = identity);
     let settings = Settings { proxied: true, ..Settings::default() };
     let mut settings = settings;

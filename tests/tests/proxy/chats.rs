@@ -1,18 +1,18 @@
-//! `tests/chats/imap`: conversations before login, played against the bare front, cut at every octet, and
-//! over sockets against a node with its backend.
+//! `tests/chats/{imap,…}`: conversations before login, played against the bare front, cut at every octet,
+//! and over sockets against a node with its backend.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use login_proxy::backend::Welcome;
-use login_proxy::front::imap::ImapFront;
-use login_proxy::front::{Front, Terms};
+use login_proxy::front::{Event, Front, Terms};
+use login_proxy::protocol::{self, Protocol};
 use login_proxy::refusal::Refusal;
 use shared::address::Domain;
-use shared::credentials::Credentials;
+use shared::backend::LoginProtocol;
 use shared::dialogue::Output;
 use tests::chat::{Octets, Prompter, Script, escape};
-use tests::imap_backend::{ImapBackend, Manners, PASSWORD};
+use tests::login_backend::{LoginBackend, Manners, PASSWORD};
 use tests::login_node::{LoginNode, Settings};
 use tests::test_ca::{TestCa, server_name};
 use tokio::io::AsyncWriteExt;
@@ -21,8 +21,11 @@ use tokio_rustls::TlsConnector;
 
 const HOST: &str = "localhost";
 
-fn scripts() -> Result<Vec<Script>> {
-    Script::all(concat!(env!("CARGO_MANIFEST_DIR"), "/chats/imap"))
+/// Protocols that have conversations.
+const PROTOCOLS: [LoginProtocol; 1] = [LoginProtocol::Imap];
+
+fn scripts(protocol: LoginProtocol) -> Result<Vec<Script>> {
+    Script::all(format!("{}/chats/{protocol}", env!("CARGO_MANIFEST_DIR")))
 }
 
 /// From where a script's client comes, and how.
@@ -49,26 +52,29 @@ fn scene(with: &[String]) -> Option<Scene> {
 }
 
 /// Stands in for the driver: `ann` and `bob` have [`PASSWORD`], `carl` is nobody's for now.
-struct Driver;
+struct Driver(&'static Protocol);
 
 impl Prompter for Driver {
-    type Dialogue = ImapFront;
+    type Dialogue = Box<dyn Front>;
 
-    fn start(&mut self, with: &[String], output: &mut Output) -> ImapFront {
+    fn start(&mut self, with: &[String], output: &mut Output) -> Box<dyn Front> {
         let scene = scene(with).expect("one of tls, remote, local");
-        let settings = Settings::default();
-        let mut front = ImapFront::new(Terms {
+        let offer = (self.0.modest)();
+        let mut front = (self.0.front)(Terms {
             hostname: Domain::localhost(),
-            capabilities: settings.rules.imap_capabilities,
+            capabilities: offer.capabilities,
+            mechanisms: offer.mechanisms,
             secured: scene == Scene::Tls,
             starttls: scene != Scene::Tls,
             plaintext: scene == Scene::Local,
+            trusted: false,
         });
         front.greet(output);
         front
     }
 
-    fn describe(&mut self, event: &Credentials) -> Option<String> {
+    fn describe(&mut self, event: &Event) -> Option<String> {
+        let Event::Credentials(event) = event else { return Some(format!("{event:?}")) };
         let name = escape(&event.authcid);
         Some(match &event.authzid {
             Some(mailbox) => format!("Credentials({name} for {})", escape(mailbox)),
@@ -78,12 +84,14 @@ impl Prompter for Driver {
 
     fn answer(
         &mut self,
-        front: &mut ImapFront,
-        event: Credentials,
+        front: &mut Box<dyn Front>,
+        event: Event,
         _: Option<&str>,
         output: &mut Output,
     ) {
-        let right = event.password.expose() == PASSWORD.as_bytes();
+        let Event::Credentials(event) = event else { return };
+        let right =
+            event.password().is_some_and(|password| password.expose() == PASSWORD.as_bytes());
         match event.mailbox() {
             b"ann@example.org" | b"bob@example.org" if right => {
                 let capabilities = format!("{} IDLE", Manners::default().capabilities);
@@ -97,29 +105,31 @@ impl Prompter for Driver {
 
 #[test]
 fn every_conversation_goes_as_written_wherever_it_is_cut() -> Result<()> {
-    for script in scripts()? {
-        script.play(&mut Driver)?;
+    for protocol in PROTOCOLS {
+        for script in scripts(protocol)? {
+            script.play(&mut Driver(protocol::of(protocol)))?;
+        }
     }
     Ok(())
 }
 
 /// Nodes that clients come to in each scene.
 struct Nodes {
-    _old: ImapBackend,
+    _old: LoginBackend,
     tls: LoginNode,
     clear: LoginNode,
     connector: TlsConnector,
 }
 
 impl Nodes {
-    async fn start() -> Result<Self> {
+    async fn start(protocol: LoginProtocol) -> Result<Self> {
         let ca = TestCa::new()?;
-        let old = ImapBackend::start("old", Manners::default()).await?;
+        let old = LoginBackend::start("old", Manners::of(protocol)).await?;
         let tls = Some(Arc::clone(ca.issue(HOST)?.acceptor()?.config()));
         let node = |implicit_tls: bool| -> Result<LoginNode> {
             let tls = tls.clone();
             let proxied = !implicit_tls;
-            let settings = Settings { tls, implicit_tls, proxied, ..Settings::default() };
+            let settings = Settings { protocol, tls, implicit_tls, proxied, ..Settings::default() };
             let node = LoginNode::start_with([old.configured()], settings)?;
             node.set_owner("ann", "old");
             node.set_owner("bob", "old");
@@ -150,11 +160,13 @@ impl Nodes {
 
 #[tokio::test]
 async fn every_conversation_goes_as_written_over_sockets() -> Result<()> {
-    let nodes = Nodes::start().await?;
-    for script in scripts()? {
-        let scene = scene(script.with()).with_context(|| script.name().to_owned())?;
-        let stream = nodes.come(scene).await?;
-        script.play_over(stream, async |stream| nodes.secure(stream).await).await?;
+    for protocol in PROTOCOLS {
+        let nodes = Nodes::start(protocol).await?;
+        for script in scripts(protocol)? {
+            let scene = scene(script.with()).with_context(|| script.name().to_owned())?;
+            let stream = nodes.come(scene).await?;
+            script.play_over(stream, async |stream| nodes.secure(stream).await).await?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use tests::conversation::Conversation;
-use tests::imap_backend::{Manners, Verdict};
+use tests::login_backend::{Manners, Verdict};
 use tests::login_node::{LoginNode, Settings};
 
 use crate::{alone, configured, two};

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use shared::ownership::map::AccountRow;
-use tests::imap_backend::{Manners, Verdict};
+use tests::login_backend::{Manners, Verdict};
 
 use crate::Stage;
 

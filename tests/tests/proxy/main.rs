@@ -16,13 +16,13 @@ mod tls;
 
 use anyhow::Result;
 use shared::backend::Backend;
-use tests::imap_backend::{ImapBackend, Manners};
+use tests::login_backend::{LoginBackend, Manners};
 use tests::login_node::LoginNode;
 
 /// Two backends, `old` and `new`, and a node at which `ann` and `bob` live on `old`.
 struct Stage {
-    old: ImapBackend,
-    new: ImapBackend,
+    old: LoginBackend,
+    new: LoginBackend,
     node: LoginNode,
 }
 
@@ -40,17 +40,17 @@ impl Stage {
     }
 }
 
-async fn two(old: Manners, new: Manners) -> Result<(ImapBackend, ImapBackend)> {
-    Ok((ImapBackend::start("old", old).await?, ImapBackend::start("new", new).await?))
+async fn two(old: Manners, new: Manners) -> Result<(LoginBackend, LoginBackend)> {
+    Ok((LoginBackend::start("old", old).await?, LoginBackend::start("new", new).await?))
 }
 
-fn configured(old: &ImapBackend, new: &ImapBackend) -> [Backend; 2] {
+fn configured(old: &LoginBackend, new: &LoginBackend) -> [Backend; 2] {
     [old.configured(), new.configured()]
 }
 
 /// A node with one backend, `old`, where `ann` lives.
-async fn alone(manners: Manners) -> Result<(ImapBackend, LoginNode)> {
-    let old = ImapBackend::start("old", manners).await?;
+async fn alone(manners: Manners) -> Result<(LoginBackend, LoginNode)> {
+    let old = LoginBackend::start("old", manners).await?;
     let node = LoginNode::start([old.configured()])?;
     node.set_owner("ann", "old");
     Ok((old, node))

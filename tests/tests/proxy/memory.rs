@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tests::imap::Imap;
-use tests::imap_backend::{ImapBackend, Manners, Tls, Verdict};
+use tests::login_backend::{LoginBackend, Manners, Tls, Verdict};
 use tests::node::{IMAP_HOST, Node, Options};
 use tests::table::{Engine, Table};
 use tests::test_ca::TestCa;
@@ -78,9 +78,9 @@ async fn no_password_is_left_in_memory_after_the_verdict() -> Result<()> {
         tls: Some(Tls::StartTls(ca.issue("localhost")?.acceptor()?)),
         ..Manners::default()
     };
-    let backend = ImapBackend::start("old", manners).await?;
+    let backend = LoginBackend::start("old", manners).await?;
     let no = Manners { verdict: Verdict::Say("TAG NO no\r\n"), ..Manners::default() };
-    let strict = ImapBackend::start("strict", no).await?;
+    let strict = LoginBackend::start("strict", no).await?;
     table.sql(
         "INSERT INTO domains (domain) VALUES ('example.org');
          INSERT INTO accounts (account, owner) VALUES

@@ -1,7 +1,7 @@
 //! Octets that come before their turn, on either leg (LOG-9).
 
 use anyhow::Result;
-use tests::imap_backend::{Manners, Verdict};
+use tests::login_backend::{Manners, Verdict};
 
 use crate::alone;
 

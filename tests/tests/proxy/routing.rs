@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use shared::ownership::map::AccountRow;
-use tests::imap_backend::Manners;
+use tests::login_backend::Manners;
 use tests::login_node::{LoginNode, Settings};
 
 use crate::{Stage, alone, configured, two};

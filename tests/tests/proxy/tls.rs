@@ -6,7 +6,7 @@ use anyhow::Result;
 use shared::backend::BackendTls;
 use tests::conversation::Conversation;
 use tests::imap::Imap;
-use tests::imap_backend::{ImapBackend, Manners, Tls};
+use tests::login_backend::{LoginBackend, Manners, Tls};
 use tests::login_node::{LoginNode, Settings};
 use tests::test_ca::{TestCa, server_name};
 
@@ -24,8 +24,8 @@ fn to_backend(ca: &TestCa, implicit: bool) -> Result<BackendTls> {
 }
 
 /// A node whose clients speak TLS, with a backend that does not.
-async fn client_side(ca: &TestCa, implicit_tls: bool) -> Result<(ImapBackend, LoginNode)> {
-    let old = ImapBackend::start("old", Manners::default()).await?;
+async fn client_side(ca: &TestCa, implicit_tls: bool) -> Result<(LoginBackend, LoginNode)> {
+    let old = LoginBackend::start("old", Manners::default()).await?;
     let tls = Some(Arc::clone(ca.issue(HOST)?.acceptor()?.config()));
     let settings = Settings { tls, implicit_tls, proxied: !implicit_tls, ..Settings::default() };
     let node = LoginNode::start_with([old.configured()], settings)?;
@@ -91,7 +91,7 @@ async fn a_backend_is_logged_in_to_over_tls() -> Result<()> {
         let tls = if implicit { Tls::Implicit(acceptor) } else { Tls::StartTls(acceptor) };
         let capabilities = "IMAP4rev1 STARTTLS SASL-IR AUTH=PLAIN";
         let manners = Manners { tls: Some(tls), capabilities, ..Manners::default() };
-        let old = ImapBackend::start("old", manners).await?;
+        let old = LoginBackend::start("old", manners).await?;
         let tls = to_backend(&ca, implicit)?;
         let node = LoginNode::start([old.configured_as(|endpoint| endpoint.tls = tls)])?;
         node.set_owner("ann", "old");
@@ -122,7 +122,7 @@ async fn what_a_backend_says_in_the_clear_behind_starttls_ends_the_attempt() -> 
             injected,
             ..Manners::default()
         };
-        let old = ImapBackend::start("old", manners).await?;
+        let old = LoginBackend::start("old", manners).await?;
         let tls = to_backend(&ca, false)?;
         let node = LoginNode::start([old.configured_as(|endpoint| endpoint.tls = tls)])?;
         node.set_owner("ann", "old");
@@ -138,7 +138,7 @@ async fn what_a_backend_says_in_the_clear_behind_starttls_ends_the_attempt() -> 
 #[tokio::test]
 async fn there_is_no_downgrade_from_starttls() -> Result<()> {
     let ca = TestCa::new()?;
-    let old = ImapBackend::start("old", Manners::default()).await?;
+    let old = LoginBackend::start("old", Manners::default()).await?;
     let tls = to_backend(&ca, false)?;
     let node = LoginNode::start([old.configured_as(|endpoint| endpoint.tls = tls)])?;
     node.set_owner("ann", "old");
@@ -157,7 +157,7 @@ async fn a_backend_that_cannot_prove_its_name_gets_no_password() -> Result<()> {
         Ok(Manners { tls, ..Manners::default() })
     };
     for manners in [manners(&other, HOST)?, manners(&ca, "elsewhere.example")?] {
-        let old = ImapBackend::start("old", manners).await?;
+        let old = LoginBackend::start("old", manners).await?;
         let tls = to_backend(&ca, true)?;
         let node = LoginNode::start([old.configured_as(|endpoint| endpoint.tls = tls)])?;
         node.set_owner("ann", "old");

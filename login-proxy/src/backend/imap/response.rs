@@ -31,7 +31,8 @@ pub(super) struct Reply {
     code: String,
     /// From a CAPABILITY code.
     pub(super) capabilities: Option<String>,
-    text: String,
+    /// What follows the code, or `+`.
+    pub(super) text: String,
 }
 
 /// What came on the way to a tagged reply.
@@ -51,7 +52,7 @@ impl Exchange {
         wire: &mut Wire,
         tag: &str,
     ) -> Result<Reply, AttachError> {
-        match self.read(wire, tag).await? {
+        match self.next(wire, tag).await? {
             Reply { status: Status::Continue, .. } => {
                 Err(AttachError::Protocol("continuation out of turn"))
             }
@@ -59,22 +60,8 @@ impl Exchange {
         }
     }
 
-    /// Reads up to `+`. Anything else that ends the exchange is the verdict.
-    pub(super) async fn invitation(
-        &mut self,
-        wire: &mut Wire,
-        tag: &str,
-    ) -> Result<(), AttachError> {
-        match self.read(wire, tag).await? {
-            Reply { status: Status::Continue, .. } => Ok(()),
-            Reply { status: Status::Ok, .. } => {
-                Err(AttachError::Protocol("OK before the response"))
-            }
-            reply => Err(reply.refusal()),
-        }
-    }
-
-    async fn read(&mut self, wire: &mut Wire, tag: &str) -> Result<Reply, AttachError> {
+    /// Reads up to the reply with `tag`, `+`, or `* BYE`.
+    pub(super) async fn next(&mut self, wire: &mut Wire, tag: &str) -> Result<Reply, AttachError> {
         loop {
             self.lines = self.lines.saturating_add(1);
             if self.lines > MAX_LINES {
@@ -82,7 +69,7 @@ impl Exchange {
             }
             let line = line(wire).await?;
             if line == "+" || line.starts_with("+ ") {
-                return Ok(Reply::of(Status::Continue, ""));
+                return Ok(Reply::of(Status::Continue, line.get(2..).unwrap_or_default()));
             }
             let Some((first, rest)) = line.split_once(' ') else {
                 return Err(AttachError::Protocol("a line without words"));

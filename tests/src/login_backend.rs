@@ -1,4 +1,4 @@
-//! An IMAP server that behaves as a test wants: it delays, refuses, hangs, floods, injects.
+//! A server to log in to that behaves as a test wants: it delays, refuses, hangs, floods, injects.
 //!
 //! It keeps a record of every connection, so a test can wait for what must come and see what never came.
 
@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+mod imap;
+
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use shared::backend::{Backend, BackendName, BackendTls, Endpoint, Identity};
+use shared::backend::{Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -25,6 +27,8 @@ pub const PASSWORD: &str = "secret";
 /// How a backend behaves.
 #[derive(Clone)]
 pub struct Manners {
+    /// What it speaks.
+    pub protocol: LoginProtocol,
     /// What it lists before login.
     pub capabilities: &'static str,
     /// Its first line; `CAPS` stands for the capabilities.
@@ -59,7 +63,7 @@ pub enum Verdict {
     ByPassword,
     /// With these octets; `TAG` stands for the command's tag.
     Say(&'static str),
-    /// As the test says, which is asked by [`ImapBackend::asked`].
+    /// As the test says, which is asked by [`LoginBackend::asked`].
     Ask,
     /// Says these octets again and again.
     Flood(&'static str),
@@ -76,9 +80,27 @@ pub enum Tls {
 
 impl Default for Manners {
     fn default() -> Self {
+        Self::of(LoginProtocol::Imap)
+    }
+}
+
+impl Manners {
+    /// Good ones, in that protocol.
+    ///
+    /// # Panics
+    ///
+    /// Nobody has taught it the protocol.
+    pub fn of(protocol: LoginProtocol) -> Self {
+        let (capabilities, greeting) = match protocol {
+            LoginProtocol::Imap => {
+                ("IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN", "* OK [CAPABILITY CAPS] ready\r\n")
+            }
+            other => panic!("nobody has taught it {other}"),
+        };
         Self {
-            capabilities: "IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN",
-            greeting: "* OK [CAPABILITY CAPS] ready\r\n",
+            protocol,
+            capabilities,
+            greeting,
             then: Then::Speak,
             verdict: Verdict::ByPassword,
             injected: "",
@@ -90,8 +112,9 @@ impl Default for Manners {
 
 /// A running backend; it ends with its runtime.
 #[derive(Debug)]
-pub struct ImapBackend {
+pub struct LoginBackend {
     name: &'static str,
+    protocol: LoginProtocol,
     /// Where it listens.
     pub address: SocketAddr,
     record: Arc<Record>,
@@ -154,7 +177,7 @@ impl Record {
     }
 }
 
-impl ImapBackend {
+impl LoginBackend {
     /// Starts one. Its name is in the OK to every command after login.
     ///
     /// # Errors
@@ -165,7 +188,7 @@ impl ImapBackend {
         let address = listener.local_addr()?;
         let record = Arc::new(Record::default());
         let (ask, asked) = mpsc::unbounded_channel();
-        let kept = Arc::clone(&record);
+        let (kept, protocol) = (Arc::clone(&record), manners.protocol);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let number = {
@@ -189,7 +212,7 @@ impl ImapBackend {
                 });
             }
         });
-        Ok(Self { name, address, record, asked })
+        Ok(Self { name, protocol, address, record, asked })
     }
 
     /// As the configuration has it: plain, no identity, patient.
@@ -212,11 +235,9 @@ impl ImapBackend {
             reply_timeout: PATIENCE,
         };
         change(&mut endpoint);
-        Backend {
-            name: BackendName::parse(self.name).expect("a backend's name"),
-            mail: None,
-            imap: Some(endpoint),
-        }
+        let mut backend = Backend::new(BackendName::parse(self.name).expect("a backend's name"));
+        backend.set_login(self.protocol, Some(endpoint));
+        backend
     }
 
     /// The connections so far.
@@ -298,7 +319,10 @@ impl Server {
         let greeting = self.manners.greeting.replace("CAPS", self.manners.capabilities);
         say(&mut stream, &greeting).await?;
         match self.manners.then {
-            Then::Speak => self.speak(stream).await,
+            Then::Speak => match self.manners.protocol {
+                LoginProtocol::Imap => imap::speak(self, stream).await,
+                protocol => bail!("nobody has taught it {protocol}"),
+            },
             Then::Hang => until_closed(stream).await,
             Then::Flood(octets) => flood(&mut stream, octets).await,
         }
@@ -312,55 +336,6 @@ impl Server {
         let stream = acceptor.accept(socket).await?;
         self.record.note(self.number, |connection| connection.secured = true);
         Ok(Box::new(stream))
-    }
-
-    async fn speak(&self, mut stream: Stream) -> Result<()> {
-        let mut logged_in = false;
-        loop {
-            let Some(line) = self.line(&mut stream).await? else { return Ok(()) };
-            let mut words = line.splitn(3, ' ');
-            let tag = words.next().unwrap_or_default().to_owned();
-            let verb = words.next().unwrap_or_default().to_ascii_uppercase();
-            let rest = words.next().unwrap_or_default().to_owned();
-            let capabilities = self.manners.capabilities;
-            match (verb.as_str(), logged_in) {
-                ("CAPABILITY", _) => {
-                    let said = format!("* CAPABILITY {capabilities}\r\n{tag} OK done\r\n");
-                    say(&mut stream, &said).await?;
-                }
-                ("ID", _) => say(&mut stream, &format!("* ID NIL\r\n{tag} OK done\r\n")).await?,
-                ("STARTTLS", false) => {
-                    let Some(Tls::StartTls(acceptor)) = &self.manners.tls else {
-                        bail!("STARTTLS without a certificate");
-                    };
-                    let said = format!("{tag} OK begin\r\n{}", self.manners.injected);
-                    say(&mut stream, &said).await?;
-                    stream = BufReader::new(self.secured(acceptor, stream.into_inner()).await?);
-                }
-                ("AUTHENTICATE", false) => {
-                    let response = match rest.split_once(' ') {
-                        Some((_, response)) => response.to_owned(),
-                        None => {
-                            say(&mut stream, "+ \r\n").await?;
-                            self.line(&mut stream).await?.unwrap_or_default()
-                        }
-                    };
-                    let login = plain(&response)?;
-                    logged_in = self.answer(&mut stream, &tag, login).await?;
-                }
-                ("LOGIN", false) => {
-                    let login = self.login(&mut stream, &rest).await?;
-                    logged_in = self.answer(&mut stream, &tag, login).await?;
-                }
-                ("LOGOUT", _) => {
-                    return say(&mut stream, &format!("* BYE\r\n{tag} OK done\r\n")).await;
-                }
-                (_, true) => {
-                    say(&mut stream, &format!("{tag} OK done at {}\r\n", self.name)).await?;
-                }
-                (_, false) => say(&mut stream, &format!("{tag} BAD not now\r\n")).await?,
-            }
-        }
     }
 
     /// Answers a login; true after a yes.
@@ -398,33 +373,6 @@ impl Server {
         }
         say(stream, &answer.replace("TAG", tag)).await?;
         Ok(yes)
-    }
-
-    /// LOGIN's arguments: quoted strings, or literals that come in lines of their own.
-    async fn login(&self, stream: &mut Stream, rest: &str) -> Result<Login> {
-        let mut arguments = Vec::new();
-        let mut rest = rest.to_owned();
-        while arguments.len() < 2 {
-            rest = rest.trim_start().to_owned();
-            if let Some(quoted) = rest.strip_prefix('"') {
-                let (argument, more) = quoted.split_once('"').context("a quote without end")?;
-                arguments.push(argument.to_owned());
-                rest = more.to_owned();
-            } else if let Some(size) = rest.strip_prefix('{').and_then(|r| r.strip_suffix('}')) {
-                if !size.ends_with('+') {
-                    say(stream, "+ go\r\n").await?;
-                }
-                let mut octets = vec![0; size.trim_end_matches('+').parse()?];
-                stream.read_exact(&mut octets).await?;
-                arguments.push(String::from_utf8_lossy(&octets).into_owned());
-                rest = self.line(stream).await?.unwrap_or_default();
-            } else {
-                bail!("no argument: {rest:?}");
-            }
-        }
-        let password = arguments.pop().unwrap_or_default();
-        let authcid = arguments.pop().unwrap_or_default();
-        Ok(Login { authzid: String::new(), authcid, password })
     }
 
     /// The next line, noted; `None` when the peer has closed.

@@ -1,0 +1,141 @@
+//! The login proxy's own section.
+
+use super::{Parser, raw};
+use crate::backend::LoginProtocol;
+use crate::config::{Advertised, ListenerTls, LoginConfig, LoginListener};
+use crate::sasl::{Mechanism, Mechanisms};
+
+/// Longest capability that may be configured, in octets.
+const MAX_ADVERTISED: usize = 200;
+
+impl Parser<'_, '_> {
+    pub(super) fn login(
+        &mut self,
+        login: raw::Login,
+        host: &str,
+        has_certificate: bool,
+    ) -> LoginConfig {
+        for (key, timeout) in [
+            ("login.login_timeout", login.login_timeout),
+            ("login.attach_timeout", login.attach_timeout),
+            ("login.idle_timeout", login.idle_timeout),
+        ] {
+            if timeout.is_zero() {
+                self.problems.note(key, "must be longer than nothing");
+            }
+        }
+        let listeners = [
+            ("imap", LoginProtocol::Imap, ListenerTls::StartTls, login.imap),
+            ("imaps", LoginProtocol::Imap, ListenerTls::Implicit, login.imaps),
+            ("pop3", LoginProtocol::Pop3, ListenerTls::StartTls, login.pop3),
+            ("pop3s", LoginProtocol::Pop3, ListenerTls::Implicit, login.pop3s),
+            ("submission", LoginProtocol::Submission, ListenerTls::StartTls, login.submission),
+            ("submissions", LoginProtocol::Submission, ListenerTls::Implicit, login.submissions),
+            ("managesieve", LoginProtocol::ManageSieve, ListenerTls::StartTls, login.managesieve),
+        ];
+        let listeners = listeners.into_iter().filter_map(|(key, protocol, tls, listener)| {
+            let key = format!("login.{key}");
+            let listener = self.listener(&key, listener, tls, has_certificate)?;
+            Some(LoginListener { protocol, listener })
+        });
+        let listeners = listeners.collect();
+        LoginConfig {
+            hostname: self.hostname("login.hostname", &login.hostname, host),
+            listeners,
+            advertised: self.advertised(login.advertise),
+            login_timeout: login.login_timeout,
+            max_failures: login.max_failures.max(1),
+            failure_delay: login.failure_delay,
+            attach_timeout: login.attach_timeout,
+            idle_timeout: login.idle_timeout,
+            kick_grace: login.kick_grace,
+            allow_plaintext: login.allow_plaintext,
+        }
+    }
+
+    /// What is to be said instead of what all backends have.
+    fn advertised(&mut self, advertise: raw::Advertise) -> Advertised {
+        let raw::Advertise { mechanisms, imap, pop3, submission, managesieve } = advertise;
+        let mut known = Mechanisms::default();
+        for name in &mechanisms {
+            match Mechanism::parse(name.as_bytes()) {
+                Some(mechanism) => known.insert(mechanism),
+                None => {
+                    let names: Vec<_> = Mechanism::ALL.iter().map(|known| known.as_str()).collect();
+                    let message = format!("{name:?} is not one of {}", names.join(", "));
+                    self.problems.note("login.advertise.mechanisms", message);
+                }
+            }
+        }
+        Advertised {
+            mechanisms: (!mechanisms.is_empty()).then_some(known),
+            imap: self.imap_capabilities(imap),
+            pop3: self.lines(LoginProtocol::Pop3, pop3, &["STLS", "SASL", "USER"]),
+            submission: self.lines(
+                LoginProtocol::Submission,
+                submission,
+                &["STARTTLS", "AUTH", "XCLIENT", "XFORWARD"],
+            ),
+            managesieve: self.lines(
+                LoginProtocol::ManageSieve,
+                managesieve,
+                &["STARTTLS", "SASL", "IMPLEMENTATION", "UNAUTHENTICATE", "XCLIENT"],
+            ),
+        }
+    }
+
+    /// Words of which one says that this is IMAP, and none what only the connection at hand can tell.
+    fn imap_capabilities(&mut self, words: Vec<String>) -> Option<Vec<Box<str>>> {
+        let told_by_front = ["STARTTLS", "LOGINDISABLED", "UNAUTHENTICATE"];
+        let good = |word: &String| {
+            let word = word.to_ascii_uppercase();
+            !word.is_empty()
+                && word
+                    .bytes()
+                    .all(|octet| octet.is_ascii_graphic() && !b"(){%*\"\\]".contains(&octet))
+                && !word.starts_with("AUTH=")
+                && !told_by_front.contains(&&*word)
+        };
+        let version = |word: &String| {
+            word.eq_ignore_ascii_case("IMAP4rev1") || word.eq_ignore_ascii_case("IMAP4rev2")
+        };
+        let fits = words.iter().all(good) && words.iter().any(version);
+        if !fits && !words.is_empty() {
+            self.problems.note(
+                "login.advertise.imap",
+                "must be words, IMAP4rev1 among them, without STARTTLS, LOGINDISABLED, \
+                 UNAUTHENTICATE and AUTH=, which depend on the connection",
+            );
+        }
+        boxed(words)
+    }
+
+    /// Lines that begin with a word which is not one of those that only the connection at hand can tell.
+    fn lines(
+        &mut self,
+        protocol: LoginProtocol,
+        lines: Vec<String>,
+        told_by_front: &[&str],
+    ) -> Option<Vec<Box<str>>> {
+        let good = |line: &String| {
+            let word = line.split(' ').next().unwrap_or_default().trim_matches('"');
+            !word.is_empty()
+                && line.len() <= MAX_ADVERTISED
+                && line.bytes().all(|octet| matches!(octet, b' '..=b'~'))
+                && !told_by_front.iter().any(|told| told.eq_ignore_ascii_case(word))
+        };
+        if !lines.iter().all(good) {
+            let message = format!(
+                "must be lines of up to {MAX_ADVERTISED} printable characters, without {}, which \
+                 depend on the connection",
+                told_by_front.join(", ")
+            );
+            self.problems.note(&format!("login.advertise.{protocol}"), message);
+        }
+        boxed(lines)
+    }
+}
+
+fn boxed(lines: Vec<String>) -> Option<Vec<Box<str>>> {
+    (!lines.is_empty()).then(|| lines.into_iter().map(String::into).collect())
+}
