@@ -6,7 +6,8 @@
 pub mod imap;
 mod prompt;
 mod sasl;
-#[expect(dead_code, reason = "POP3 and ManageSieve come next")]
+mod watch;
+#[cfg_attr(not(test), expect(dead_code, reason = "POP3 and ManageSieve come next"))]
 mod xclient;
 
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use std::net::SocketAddr;
 use shared::backend::{Endpoint, LoginProtocol};
 use shared::credentials::Credentials;
 use shared::sasl::Mechanisms;
-use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
+use shared::wire::{ConnectError, Deadlines, Proxied, Watch, Wire, WireError};
 use tokio::time::Instant;
 
 pub use self::prompt::{Asked, Prompt, prompt};
@@ -27,6 +28,8 @@ pub struct Attached {
     pub wire: Wire,
     /// What the client is to be told.
     pub welcome: Welcome,
+    /// Looks for what would log another user in on the joined connection, where the backend has that.
+    pub watch: Option<Box<dyn Watch>>,
 }
 
 /// What the client is to be told of its backend.

@@ -31,7 +31,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 
 pub use self::connect::{ConnectError, Proxied};
-pub use self::join::{Ended, JoinRules, Joined, Leg, join};
+pub use self::join::{Ended, JoinRules, Joined, Leg, Watch, join};
 use self::records::Tls;
 pub use self::records::TlsDescription;
 use crate::dialogue::{Dialogue, Input, Line, Output, Step, Violation};
@@ -180,8 +180,11 @@ impl Wire {
         loop {
             match dialogue.step(&mut self.input, &mut self.output) {
                 Ok(Step::NeedInput) => {
-                    let unread = self.input.len();
+                    let (unread, full) = (self.input.len(), self.output.is_full());
                     self.flush().await?;
+                    if full {
+                        continue;
+                    }
                     // A write that had to wait may have read on.
                     if self.input.len() == unread && self.fill().await? == 0 {
                         return Ok(None);

@@ -37,6 +37,8 @@ pub struct Manners {
     pub then: Then,
     /// How it answers a login.
     pub verdict: Verdict,
+    /// What it asks in mechanisms other than PLAIN and LOGIN, not in base64.
+    pub challenges: &'static [&'static str],
     /// What it says after the OK of STARTTLS, in the clear.
     pub injected: &'static str,
     /// Its certificate, where it speaks TLS.
@@ -103,6 +105,7 @@ impl Manners {
             greeting,
             then: Then::Speak,
             verdict: Verdict::ByPassword,
+            challenges: &[],
             injected: "",
             tls: None,
             proxied: false,

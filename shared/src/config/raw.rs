@@ -246,6 +246,7 @@ pub(super) struct Login {
     #[serde(with = "humantime_serde")]
     pub(super) kick_grace: Duration,
     pub(super) allow_plaintext: bool,
+    pub(super) trusted_networks: Vec<IpNet>,
 }
 
 impl Default for Login {
@@ -268,6 +269,7 @@ impl Default for Login {
             idle_timeout: Duration::from_mins(31),
             kick_grace: Duration::from_secs(2),
             allow_plaintext: false,
+            trusted_networks: Vec::new(),
         }
     }
 }
