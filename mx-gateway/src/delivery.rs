@@ -145,7 +145,7 @@ impl<'a> Delivery<'a> {
         let limit = self.cx.rules.delivery_timeout;
         let connection = self.connection.take();
         let mut verdicts = vec![None; self.recipients.len()];
-        // Dropping the sending closes its connection.
+        // Dropping the sending closes its connection, and discards what was not received there.
         let cut_short = tokio::select! {
             biased;
             () = any_outdated(&self.recipients) => Some(MOVED.to_owned()),
@@ -187,6 +187,8 @@ impl<'a> Delivery<'a> {
             connection.reset_and_keep(self.cx, &self.backend.name).await;
             return Ok(());
         }
+        // From here to the last verdict, whatever ends this takes back what is still under way (P5, P6).
+        connection.discard_on_drop(true)?;
         connection.content(header, message, self.cx.rules.delivery_timeout).await?;
         let mut of_all = None;
         for (at, verdict) in verdicts.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
@@ -198,6 +200,7 @@ impl<'a> Delivery<'a> {
             // SMTP has one verdict for all recipients, LMTP one for each.
             of_all = connection.has_one_verdict().then_some(reply);
         }
+        connection.discard_on_drop(false)?;
         connection.keep(self.cx, &self.backend.name);
         Ok(())
     }

@@ -205,6 +205,15 @@ impl Connection {
         self.reply().await
     }
 
+    /// Whether the connection is reset when it is dropped, so that the owner gets nothing more than it has.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over.
+    pub fn discard_on_drop(&mut self, discard: bool) -> Result<(), DeliveryError> {
+        Ok(self.wire.discard_on_drop(discard)?)
+    }
+
     /// Sends the message and its end. `patience` is the longest wait for a [`Self::verdict`] from here on.
     ///
     /// # Errors
