@@ -57,6 +57,9 @@ pub async fn begin(
     if let Some(kept) = cx.pool.take(&backend.name) {
         match begin_on(cx, backend, kept, mail, to).await {
             Ok(Begun::Refused(reply)) if reply.class() == Class::Temporary => {}
+            Ok(Begun::Open(connection, reply)) if reply.class() == Class::Temporary => {
+                connection.say_goodbye(cx);
+            }
             Ok(begun) => return Ok(begun),
             Err(_) => {}
         }
@@ -206,8 +209,8 @@ impl<'a> Delivery<'a> {
     }
 
     /// A transaction to which DATA was answered, with that answer; `None` when nobody is left to send to.
-    /// An owner may have closed the one it was open on while the client sent its message: since nothing
-    /// of it was sent yet, another is begun.
+    /// An owner may have given up the open one while the client sent its message, whether it hung up or
+    /// answers something temporary: since nothing of the message was sent yet, another is begun, once.
     async fn ready(
         &self,
         connection: Option<Connection>,
@@ -216,7 +219,10 @@ impl<'a> Delivery<'a> {
         if let Some(mut connection) = connection
             && let Ok(reply) = connection.data().await
         {
-            return Ok(Some((connection, reply)));
+            match reply.class() {
+                Class::GoOn | Class::Permanent => return Ok(Some((connection, reply))),
+                Class::Accepted | Class::Temporary => connection.say_goodbye(self.cx),
+            }
         }
         match self.begin_anew(verdicts).await? {
             Some(mut connection) => {

@@ -22,6 +22,9 @@ const MAX_REPLY_LINE: usize = 2048;
 const MAX_REPLY_LINES: usize = 100;
 /// Longest XCLIENT line in octets: Postfix takes no more.
 const MAX_XCLIENT: usize = 512;
+/// The service closes the connection (RFC 5321 §4.2.2). 221 is the answer to QUIT, but some servers say it
+/// where 421 is meant; no verdict in any case.
+const FAREWELLS: [u16; 2] = [221, 421];
 /// Longest wait for an owner where nothing depends on its answer.
 const BRIEFLY: Duration = Duration::from_secs(5);
 /// Octets of a message that are written at once.
@@ -72,7 +75,7 @@ pub enum DeliveryError {
     /// It does not offer STARTTLS, which is configured. There is no downgrade.
     #[error("it does not offer STARTTLS")]
     NoStartTls,
-    /// It refuses us as a client, or closes the service (421).
+    /// It refuses us as a client, or closes the service.
     #[error("it said: {0}")]
     Unwilling(Reply),
     /// It does not speak SMTP.
@@ -281,8 +284,13 @@ impl Connection {
     /// the background if not.
     pub fn keep(self, cx: &Context, owner: &BackendName) {
         if let Some(unused) = cx.pool.keep(owner, self) {
-            cx.lifecycle.spawn("quit", unused.quit());
+            unused.say_goodbye(cx);
         }
+    }
+
+    /// Says goodbye in the background.
+    pub fn say_goodbye(self, cx: &Context) {
+        cx.lifecycle.spawn("quit", self.quit());
     }
 
     /// Says goodbye without waiting long for an answer.
@@ -356,8 +364,8 @@ impl Connection {
         self.reply_with(|_| {}).await
     }
 
-    /// Reads one reply, of any number of lines with one code. 421 is the end of the connection, whatever
-    /// it was the answer to.
+    /// Reads one reply, of any number of lines with one code. A farewell is the end of the connection,
+    /// whatever it was the answer to; the one to QUIT is not read.
     async fn reply_with(&mut self, mut each: impl FnMut(&str)) -> Result<Reply, DeliveryError> {
         let mut code = None;
         for _ in 0..MAX_REPLY_LINES {
@@ -373,7 +381,7 @@ impl Connection {
                 continue;
             }
             let reply = Reply::of_lines(line.code, line.text);
-            return if reply.code() == 421 {
+            return if FAREWELLS.contains(&reply.code()) {
                 Err(DeliveryError::Unwilling(reply))
             } else {
                 Ok(reply)

@@ -26,12 +26,14 @@ async fn a_kept_connection_that_fails_is_replaced_and_nobody_notices() -> Result
         Answer::Once("452 4.3.2 Too many messages on this connection"),
         Answer::Once("what?"),
     ] {
-        let (old, node) = alone(Manners::default().but("MAIL FROM:<second@", fault)).await?;
-        for sender in ["first@example.com", "second@example.com"] {
-            let reply = smtp::send(node.address, sender, &[ANN], &smtp::message("x")).await?;
-            assert_eq!(reply.code, 250, "{fault:?}: {reply}");
+        for moment in ["MAIL FROM:<second@", "RCPT TO:<ben@"] {
+            let (old, node) = alone(Manners::default().but(moment, fault)).await?;
+            for (sender, to) in [("first@example.com", ANN), ("second@example.com", BEN)] {
+                let reply = smtp::send(node.address, sender, &[to], &smtp::message("x")).await?;
+                assert_eq!(reply.code, 250, "{moment} {fault:?}: {reply}");
+            }
+            assert_eq!((old.connections().len(), old.messages().len()), (2, 2));
         }
-        assert_eq!((old.connections().len(), old.messages().len()), (2, 2));
     }
     Ok(())
 }
@@ -53,8 +55,14 @@ async fn a_connection_on_which_an_owner_refused_many_is_not_kept() -> Result<()>
 }
 
 #[tokio::test]
-async fn an_owner_that_hangs_up_before_data_is_asked_anew() -> Result<()> {
-    for fault in [Answer::CloseOnce, Answer::Once("421 4.4.2 You took too long")] {
+async fn an_owner_that_gave_up_before_data_is_asked_anew() -> Result<()> {
+    for fault in [
+        Answer::CloseOnce,
+        Answer::Once("421 4.4.2 You took too long"),
+        Answer::Once("221 2.0.0 Bye"),
+        Answer::Once("453 4.3.2 The transaction took too long"),
+        Answer::Once("250 2.0.0 What?"),
+    ] {
         let (old, node) = alone(Manners::default().but("DATA", fault)).await?;
         let mut client = envelope(&node, &[ANN, BEN]).await?;
         assert_eq!(message(&mut client).await?.code, 250, "{fault:?}");
