@@ -7,6 +7,7 @@
 
 mod connection;
 mod pool;
+mod xclient;
 
 use std::sync::Arc;
 

@@ -67,6 +67,10 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
     postfix.logged(&["client=", &format!("[{CLIENT}]")]).await.unwrap();
     postfix.logged(&["status=sent"]).await.unwrap();
     assert_eq!(lab.old.inbox(ANN).len(), 1);
+    let file = lab.old.inbox(ANN).pop().unwrap();
+    let text = std::fs::read_to_string(file).unwrap();
+    let by_postfix = format!("Received: from client.example.com (unknown [{CLIENT}])");
+    assert!(text.contains(&by_postfix), "{text}");
 
     lab.table.flip(ANN, "new").unwrap();
     lab.table.settled(ANN).await.unwrap();
