@@ -243,7 +243,7 @@ impl Conversation<'_> {
     async fn deliver(&mut self, transaction: Transaction, message: &Message) -> Reply {
         let began = Instant::now();
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let header = self.trace(&transaction, &id);
+        let header = self.trace(&transaction, message, &id);
         let from = transaction.mail().from.clone();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
         let verdicts =
@@ -251,7 +251,7 @@ impl Conversation<'_> {
         outcome::reply(&verdicts, &id)
     }
 
-    fn trace(&self, transaction: &Transaction, id: &str) -> String {
+    fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {
         let helo = self
             .session
             .helo()
@@ -265,6 +265,7 @@ impl Conversation<'_> {
             id,
             only_recipient: transaction.only_recipient().map(Address::to_string),
             at: OffsetDateTime::now_utc(),
+            first_octet: message.first_octet(),
         }
         .header()
     }
