@@ -45,6 +45,8 @@ pub struct Context {
     pub tls: Option<Arc<ServerConfig>>,
     /// TLS from the first octet.
     pub implicit_tls: bool,
+    /// Longest wait for an owner's answer to a recipient.
+    pub ask_timeout: Duration,
     /// Connections to owners.
     pub pool: Arc<Pool>,
     /// What messages may keep in memory together.
@@ -135,7 +137,11 @@ impl Conversation<'_> {
                     self.transaction = Some(Transaction::new(mail));
                     Reply::new(250, (1, 0), "Sender ok")
                 }
-                Event::Rcpt(path) => self.rcpt(path).await,
+                Event::Rcpt(path) => {
+                    // An owner may take its time; what is answered already must not wait for it.
+                    self.wire.flush().await?;
+                    self.rcpt(path).await
+                }
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
                     self.keep(octets).await;
@@ -144,7 +150,9 @@ impl Conversation<'_> {
                 Event::EndOfData { flawed } => self.end_of_data(flawed).await,
                 Event::Reset => {
                     if let Some(transaction) = self.transaction.take() {
+                        let flushed = self.wire.flush().await;
                         transaction.abandon(self.cx).await;
+                        flushed?;
                     }
                     continue;
                 }

@@ -24,7 +24,7 @@ const MAX_REPLY_LINES: usize = 100;
 /// The service closes the connection (RFC 5321 §4.2.2). 221 is the answer to QUIT, but some servers say it
 /// where 421 is meant; no verdict in any case.
 const FAREWELLS: [u16; 2] = [221, 421];
-/// Longest wait for an owner where nothing depends on its answer.
+/// Longest wait for an owner where nothing depends on its answer, however much it says.
 const BRIEFLY: Duration = Duration::from_secs(5);
 /// Octets of a message that are written at once.
 const SENT_AT_ONCE: usize = 32 * 1024;
@@ -273,8 +273,9 @@ impl Connection {
             return self.keep(cx, owner);
         }
         // A client may be waiting for this, and nothing depends on it.
-        self.wire.deadlines.read = BRIEFLY;
+        self.wire.deadlines.until = Instant::now().checked_add(BRIEFLY);
         if self.wire.say("RSET\r\n").await.is_ok() && self.expect(Class::Accepted).await.is_ok() {
+            self.wire.deadlines.until = None;
             self.keep(cx, owner);
         }
     }

@@ -110,6 +110,28 @@ async fn an_owner_that_never_answers_is_given_up() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_owner_that_answers_a_recipient_too_late_is_hung_up_on_and_not_asked_again() -> Result<()>
+{
+    let manners = Manners::default().but("RCPT TO:<ben@", Answer::Ask);
+    let mut old = Sink::start("old", manners).await?;
+    let settings = Settings { ask_timeout: Duration::from_millis(100), ..Settings::default() };
+    let node = GatewayNode::start_with([old.configured()], settings)?;
+    node.set_domain(Some("old"));
+    let mut client = envelope(&node, &[ANN]).await?;
+    for to in [BEN, NED] {
+        let reply = client.command(&format!("RCPT TO:<{to}>")).await?;
+        assert!(reply.to_string().starts_with("451 4.4.1 "), "{to}: {reply}");
+    }
+    let late = old.asked().await?;
+    old.until("it is hung up on", |old| old.connections()[0].closed).await?;
+    assert!(!late.say("250 2.1.5 Ok") && old.connections().len() == 1);
+    // Who was accepted before is asked anew.
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!(old.recipients(), [ANN]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_owner_that_talks_without_end_is_given_up() -> Result<()> {
     const ENDLESS: &str = "250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x";
     let many: &'static str = Box::leak(format!("{ENDLESS}\r\n").repeat(100).into_boxed_str());
