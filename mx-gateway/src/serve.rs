@@ -72,7 +72,8 @@ struct Conversation<'a> {
 }
 
 impl Context {
-    /// Where mail to `<postmaster>` without a domain goes (RFC 5321 §4.5.1).
+    /// Where mail to `<postmaster>` without a domain goes, and to a postmaster without an account
+    /// (RFC 5321 §4.5.1).
     pub fn postmaster(&self) -> Option<Address> {
         self.rules
             .postmaster

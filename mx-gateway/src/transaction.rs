@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use crate::body::Message;
 use crate::delivery::{Begun, Connection, Delivery, DeliveryError, Introduction, Record, begin};
 use crate::outcome::Verdict;
+use crate::recipient::{self, Found};
 use crate::refusal;
 use crate::serve::Context;
 
@@ -111,43 +112,18 @@ impl Transaction {
         introduction: Introduction<'_>,
         path: ForwardPath,
     ) -> Answer {
-        let plain = |to, reply| Answer { to, owner: None, reply, why: None };
-        let to_postmaster = path == ForwardPath::Postmaster;
-        let address = match path {
-            ForwardPath::Mailbox(address) => address,
-            ForwardPath::Postmaster => match cx.postmaster() {
-                Some(address) => address,
-                None => return plain(None, Reply::new(451, (3, 5), "No postmaster is configured")),
-            },
+        let Found { address, name, owner } = match recipient::find(cx, path) {
+            Ok(found) => found,
+            Err(answer) => return *answer,
         };
-        if self.recipients.len() >= cx.rules.max_recipients {
-            let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
-            return plain(Some(address), reply);
-        }
+        let plain = |to, reply| Answer { to: Some(to), owner: None, reply, why: None };
         if self.recipients.iter().any(|recipient| recipient.address == address) {
             // Named twice, it is meant once (MX-2).
-            return plain(Some(address), Reply::new(250, (1, 5), "Recipient ok"));
+            return plain(address, Reply::new(250, (1, 5), "Recipient ok"));
         }
-        let name = Name::of_address(&address);
-        let owner = match cx.ownership.look_up(&name) {
-            Ok(owner) => owner,
-            // There must be a postmaster (RFC 5321 §4.5.1): that nobody is one is our fault, not theirs.
-            Err(refusal) if to_postmaster => {
-                tracing::error!(%address, why = %refusal, "nobody takes mail to postmaster: set mx.postmaster");
-                return plain(
-                    Some(address),
-                    Reply::new(451, (3, 5), "No postmaster is configured"),
-                );
-            }
-            Err(refusal) => {
-                let reply = refusal::by_table(&refusal, &address);
-                let why = Some(refusal.to_string());
-                return Answer { to: Some(address), owner: None, reply, why };
-            }
-        };
-        if has_route_inside(&address) && !(owner.known && *owner.account == *name.as_str()) {
-            let reply = refusal::relaying(&address);
-            return Answer { to: Some(address), owner: Some(owner), reply, why: None };
+        if self.recipients.len() >= cx.rules.max_recipients {
+            let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
+            return plain(address, reply);
         }
         let (reply, why) = match self.ask(cx, introduction, &owner.backend, &address).await {
             Ok(reply) if reply.class() == Class::Accepted => {
@@ -311,10 +287,4 @@ fn unowned(refusal: &Refusal, to: &Address) -> Delivered {
         verdict: Verdict::Refused(refusal::by_table(refusal, to)),
         why: Some(refusal.to_string()),
     }
-}
-
-/// `user%elsewhere@ours`, `elsewhere!user@ours`, `"user@elsewhere"@ours`: a server that trusts us may still
-/// take these for orders to relay. With a row of their own they are names like others.
-fn has_route_inside(address: &Address) -> bool {
-    address.local().contains(['%', '!', '@'])
 }
