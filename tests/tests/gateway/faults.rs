@@ -110,6 +110,24 @@ async fn an_owner_that_never_answers_is_given_up() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_message_that_was_given_up_does_not_arrive_later() -> Result<()> {
+    let manners = Manners::default().but("(content)", Answer::Pause);
+    let mut old = Sink::start("old", manners).await?;
+    let mut settings = Settings::default();
+    settings.rules.delivery_timeout = Duration::from_millis(100);
+    let node = GatewayNode::start_with([old.configured()], settings)?;
+    node.set_owner("ann", "old");
+    // More than the owner's socket takes, less than ours keeps.
+    let content = format!("{}\r\n", "x".repeat(998)).repeat(200);
+    let reply = smtp::send(node.address, SENDER, &[ANN], &content).await?;
+    assert!(reply.to_string().starts_with("451 4.4.1 "), "{reply}");
+    assert!(old.asked().await?.say(""), "it reads on");
+    old.until("it is hung up on", |old| old.connections()[0].closed).await?;
+    assert!(old.messages().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_owner_that_answers_a_recipient_too_late_is_hung_up_on_and_not_asked_again() -> Result<()>
 {
     let manners = Manners::default().but("RCPT TO:<ben@", Answer::Ask);
