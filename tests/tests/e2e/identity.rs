@@ -48,6 +48,7 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
         domain: "example.org".to_owned(),
         recipients: ACCOUNTS.map(str::to_owned).to_vec(),
         delivery: Delivery::Lmtp(lab.old.lmtp()),
+        wants_names: false,
     })
     .await
     .unwrap();
@@ -77,4 +78,22 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
     let reply = node.send(ANN, "by LMTP").await.unwrap();
     assert_eq!(reply.code, 250, "{reply}");
     assert_eq!((lab.old.inbox(ANN).len(), lab.new.inbox(ANN).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn postfix_never_refuses_a_client_for_good_whose_name_we_did_not_look_up() {
+    let lab = Lab::start(Engine::Sqlite).await.unwrap();
+    let postfix = Postfix::start(postfix::Options {
+        domain: "example.org".to_owned(),
+        recipients: ACCOUNTS.map(str::to_owned).to_vec(),
+        delivery: Delivery::Maildirs,
+        wants_names: true,
+    })
+    .await
+    .unwrap();
+    let mut options = lab.options("node1");
+    options.backends = node::postfix("old", &postfix, &lab.old) + &node::dovecot("new", &lab.new);
+    let node = Node::start(&options, &lab.ca).await.unwrap();
+    let reply = node.recipient(ANN).await.unwrap();
+    assert_eq!(reply.code, 450, "{reply}");
 }
