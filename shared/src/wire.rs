@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::error::Elapsed;
@@ -312,6 +313,16 @@ impl Wire {
                 return Err(WireError::Closed);
             }
         }
+    }
+
+    /// Whether dropping this wire resets the connection, so that what the peer has not received is
+    /// discarded. Otherwise the system goes on delivering it, for minutes, after we have forgotten it.
+    ///
+    /// # Errors
+    ///
+    /// The socket's failure.
+    pub fn discard_on_drop(&mut self, discard: bool) -> Result<(), WireError> {
+        Ok(SockRef::from(&self.socket).set_linger(discard.then_some(Duration::ZERO))?)
     }
 
     /// Writes what is queued and close_notify, closes our direction, and reads on for a moment so
