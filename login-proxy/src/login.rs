@@ -192,8 +192,8 @@ async fn attempt(
     // An attempt ends with the time for the whole login, if not before.
     let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
     let until = wire.deadlines.until.map_or(until, |login| login.min(until));
-    let told = front.told().clone();
-    let client = client_of(wire, session, &told);
+    let (told, authority) = (front.told().clone(), wire.sni().map(str::to_owned));
+    let client = client_of(wire, session, &told, authority.as_deref());
     let (prompt, mut asked) = prompt();
     let attempt = Attempt { credentials, client, prompt: &prompt, until };
     let mut routing = pin!(route(cx, attempt));
@@ -227,7 +227,12 @@ async fn attempt(
 }
 
 /// Who the client is: the peer, or whom a trusted proxy names (FWD-4).
-fn client_of<'a>(wire: &Wire, session: &'a str, told: &'a Told) -> Client<'a> {
+fn client_of<'a>(
+    wire: &Wire,
+    session: &'a str,
+    told: &'a Told,
+    authority: Option<&'a str>,
+) -> Client<'a> {
     let forwarded = told.forwarded.as_deref().cloned().unwrap_or_default();
     let merged = |known: SocketAddr, ip: Option<IpAddr>, port: Option<u16>| {
         // A port belongs to its address: ours says nothing of another one's.
@@ -239,7 +244,8 @@ fn client_of<'a>(wire: &Wire, session: &'a str, told: &'a Told) -> Client<'a> {
         local: merged(wire.local(), forwarded.local_ip, forwarded.local_port),
         session,
         ttl: forwarded.ttl.map_or(TTL, |ttl| ttl.min(TTL).saturating_sub(1)),
-        secured: wire.is_secured(),
+        tls: wire.tls_description().map(|tls| tls.version),
+        authority,
         told,
     }
 }

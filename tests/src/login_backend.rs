@@ -11,7 +11,9 @@ mod imap;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use shared::backend::{Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol};
+use shared::backend::{
+    Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol, ProxyExtensions,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -234,6 +236,8 @@ impl LoginBackend {
             port: self.address.port(),
             tls: BackendTls::Plain,
             identity: Identity::None,
+            proxy_extensions: ProxyExtensions::default(),
+            hide_auth_errors: true,
             connect_timeout: PATIENCE,
             reply_timeout: PATIENCE,
         };

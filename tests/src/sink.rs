@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use shared::backend::{
     Backend, BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol,
+    ProxyExtensions,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -235,6 +236,8 @@ impl Sink {
             port: self.address.port(),
             tls: BackendTls::Plain,
             identity: Identity::None,
+            proxy_extensions: ProxyExtensions::default(),
+            hide_auth_errors: true,
             connect_timeout: PATIENCE,
             reply_timeout: PATIENCE,
         };

@@ -367,7 +367,8 @@ mod tests {
             local: "192.0.2.1:993".parse().unwrap(),
             session: "abc",
             ttl: 5,
-            secured: true,
+            tls: Some("TLSv1.3"),
+            authority: None,
             told: &told,
         };
         assert_eq!(

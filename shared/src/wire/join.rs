@@ -15,7 +15,6 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::io::AsyncWrite;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -107,7 +106,9 @@ pub fn join(
     async move {
         let ended = session.run(&rules).await;
         if matches!(ended, Ended::Kicked | Ended::Shutdown | Ended::Forbidden) {
-            session.discard();
+            // The kernel would go on sending for minutes, to a backend that may have lost the account since
+            // (P5). If this fails, the socket is not connected any more.
+            let _ = session.backend.discard_on_drop(true);
         }
         session.hang_up().await;
         Joined { ended, octets_in: session.inward.octets, octets_out: session.outward.octets }
@@ -306,13 +307,6 @@ impl Session {
             Some((leg, _)) => closed_by(self.first.unwrap_or(leg)),
             None => closed_by(self.first.unwrap_or(Leg::Client)),
         }
-    }
-
-    /// Has the kernel throw away what the backend has not taken yet, when the socket is closed. It would
-    /// go on sending it for minutes, to a backend that may have lost the account since (P5).
-    fn discard(&self) {
-        // If it fails, the socket is not connected any more.
-        let _ = SockRef::from(&self.backend.socket).set_linger(Some(Duration::ZERO));
     }
 
     /// Says close_notify on both legs and closes them, as far as they take it now. Nobody waits for
