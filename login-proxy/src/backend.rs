@@ -4,9 +4,9 @@
 //! joined is closed. Which mechanism a backend is given is decided in `sasl`, once for all protocols.
 
 pub mod imap;
+pub mod pop3;
 mod prompt;
 mod sasl;
-#[expect(dead_code, reason = "POP3 and ManageSieve come next")]
 mod xclient;
 
 use std::net::SocketAddr;
@@ -131,4 +131,10 @@ async fn connect(
     let deadlines = Deadlines { read: reply, write: reply, until: Some(until) };
     let proxied = client.map(|client| Proxied { client: client.address, local: client.local });
     Ok(Wire::connect(endpoint, proxied, deadlines).await?)
+}
+
+/// Dovecot's words for its limit; older ones give it the code of something that passes by itself, and
+/// trying again would make it worse.
+fn says_too_many_sessions(text: &str) -> bool {
+    text.contains("Maximum number of connections")
 }
