@@ -1,9 +1,10 @@
 //! IMAP as a server speaks it (RFC 3501), as far as a login goes.
 
 use anyhow::{Context, Result, bail};
+use shared::sasl::Mechanism;
 use tokio::io::{AsyncReadExt, BufReader};
 
-use super::{Login, Server, Stream, Tls, plain, say};
+use super::{Login, Server, Stream, Tls, response, say};
 
 pub(super) async fn speak(server: &Server, mut stream: Stream) -> Result<()> {
     let mut logged_in = false;
@@ -29,14 +30,14 @@ pub(super) async fn speak(server: &Server, mut stream: Stream) -> Result<()> {
                 stream = BufReader::new(server.secured(acceptor, stream.into_inner()).await?);
             }
             ("AUTHENTICATE", false) => {
-                let response = match rest.split_once(' ') {
-                    Some((_, response)) => response.to_owned(),
+                let said = match rest.split_once(' ') {
+                    Some((_, said)) => said.to_owned(),
                     None => {
                         say(&mut stream, "+ \r\n").await?;
                         server.line(&mut stream).await?.unwrap_or_default()
                     }
                 };
-                let login = plain(&response)?;
+                let login = response(Mechanism::Plain, &said)?;
                 logged_in = server.answer(&mut stream, &tag, login).await?;
             }
             ("LOGIN", false) => {
