@@ -42,7 +42,9 @@ impl Pop3Front {
 
     fn command(&mut self, line: &Line, out: &mut Output) -> Result<Option<Step<Event>>, Violation> {
         let (verb, argument) = line.split_verb();
-        match (verb.to_ascii_uppercase().as_slice(), argument) {
+        // Every command has four letters; what else stands there may be a password, which is not copied.
+        let verb = <[u8; 4]>::try_from(verb).unwrap_or_default();
+        match (&verb.map(|letter| letter.to_ascii_uppercase()), argument) {
             (b"USER", name) => return self.user(name, out).map(|()| None),
             (b"PASS", password) => return self.pass(password, out),
             (b"AUTH", b"") => {

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use login_proxy::backend::Abilities;
 use shared::backend::Identity;
+use shared::sasl::Mechanisms;
 use tests::conversation::Conversation;
 use tests::login_backend::{LoginBackend, Manners, Verdict};
 use tests::login_node::{LoginNode, Settings};
@@ -152,6 +154,32 @@ async fn a_backend_that_does_not_offer_xclient_is_told_nothing() -> Result<()> {
         ("+OK [XCLIENT] Dovecot ready.\r\n", Identity::None),
     ] {
         assert_eq!(told(greeted(greeting), identity).await?[0], "CAPA", "{greeting:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_backend_is_asked_what_it_can_without_a_login() -> Result<()> {
+    let lines = |abilities: &Abilities| abilities.capabilities.join(", ");
+    for (capabilities, listed, mechanisms) in [
+        (
+            "CAPA, TOP, USER, STLS, SASL XOAUTH2, EXPIRE 30",
+            "CAPA, TOP, EXPIRE 30",
+            "PLAIN LOGIN XOAUTH2",
+        ),
+        ("top, sasl plain, x", "top, x", "PLAIN"),
+        ("", "", "PLAIN LOGIN"),
+        ("TOP", "TOP", ""),
+    ] {
+        let old = LoginBackend::start("old", Manners { capabilities, ..manners() }).await?;
+        let backend = old.configured();
+        let until = tokio::time::Instant::now() + tests::patience::PATIENCE;
+        let endpoint = backend.pop3.as_ref().expect("a POP3 endpoint");
+        let abilities = login_proxy::backend::pop3::probe(endpoint, until).await?;
+        assert_eq!(lines(&abilities), listed);
+        assert_eq!(abilities.mechanisms, Mechanisms::of_words(mechanisms.split(' ')));
+        let connections = old.until("it is closed", |all| all[0].closed).await?;
+        assert_eq!(connections[0].lines, ["CAPA", "QUIT"]);
     }
     Ok(())
 }
