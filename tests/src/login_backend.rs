@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use shared::backend::{
     Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol, ProxyExtensions,
 };
-use shared::sasl::{Mechanism, decode_base64, decode_bearer, decode_plain};
+use shared::sasl::{Mechanism, decode_base64, decode_bearer, decode_plain, decode_scram};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -431,19 +431,20 @@ async fn flood(stream: &mut Stream, octets: &str) -> Result<()> {
     }
 }
 
-/// A response of PLAIN or with a token, in base64. A token is the password.
+/// A mechanism's first response in base64. A token is the password; SCRAM shows none.
 fn response(mechanism: Mechanism, text: &str) -> Result<Login> {
     let response = decode_base64(text.as_bytes()).with_context(|| format!("{text:?}"))?;
     let credentials = match mechanism {
         Mechanism::Plain => decode_plain(&response)?,
+        Mechanism::ScramSha1 | Mechanism::ScramSha256 => decode_scram(mechanism, response)?,
         _ => decode_bearer(mechanism, response)?,
     };
     let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
-    let secret = credentials.password().or(credentials.token()).context("no secret")?;
+    let secret = credentials.password().or(credentials.token());
     Ok(Login {
         authzid: credentials.authzid.as_deref().map(text).unwrap_or_default(),
         authcid: text(&credentials.authcid),
-        password: text(secret.expose()),
+        password: secret.map(|secret| text(secret.expose())).unwrap_or_default(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use login_proxy::backend::Abilities;
 use shared::backend::Identity;
-use shared::sasl::Mechanisms;
+use shared::sasl::{Mechanisms, encode_base64};
 use tests::conversation::Conversation;
 use tests::login_backend::{LoginBackend, Manners, Verdict};
 use tests::login_node::{LoginNode, Settings};
@@ -88,6 +88,28 @@ async fn the_reason_why_a_token_is_refused_reaches_the_client_and_its_answer_the
         let connections = old.until("the attempt is closed", |all| all[0].closed).await?;
         assert_eq!(connections[0].lines.last().map(String::as_str), Some(at_backend));
     }
+    Ok(())
+}
+
+/// Only its two ends can take part in SCRAM (RFC 5802), so every word goes through as it is.
+#[tokio::test]
+async fn scram_is_relayed_to_a_backend_that_offers_it() -> Result<()> {
+    let base64 =
+        |text: &str| String::from_utf8_lossy(encode_base64(text.as_bytes()).expose()).into_owned();
+    let first = base64("n,,n=ann@example.org,r=nonce");
+    // r=nonceNONCE,s=c2FsdA==,i=4096
+    let challenge = "+ cj1ub25jZU5PTkNFLHM9YzJGc2RBPT0saT00MDk2";
+    let verdict =
+        Verdict::Challenge("+ cj1ub25jZU5PTkNFLHM9YzJGc2RBPT0saT00MDk2\r\n", "+OK in\r\n");
+    let (old, node) = offering("SASL PLAIN SCRAM-SHA-256", verdict).await?;
+    let mut client = node.connect().await?;
+    client.say(&format!("AUTH SCRAM-SHA-256 {first}")).await?;
+    client.expect(challenge).await?;
+    let last = base64("c=biws,r=nonceNONCE,p=cHJvb2Y=");
+    client.say(&last).await?;
+    client.expect("+OK Logged in.").await?;
+    let lines = &old.connections()[0].lines;
+    assert_eq!(lines[1..], [format!("AUTH SCRAM-SHA-256 {first}"), last]);
     Ok(())
 }
 
