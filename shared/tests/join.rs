@@ -32,6 +32,7 @@ fn rules() -> JoinRules {
         idle: Duration::from_mins(1),
         kick: CancellationToken::new(),
         kick_grace: Duration::from_mins(1),
+        kick_awaits_answer: false,
         end: CancellationToken::new(),
     }
 }
@@ -291,6 +292,39 @@ async fn a_kick_waits_no_longer_than_its_grace() {
             Ok(_) => {}
         }
     }
+    assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
+}
+
+#[tokio::test]
+async fn a_kick_waits_for_an_answer_that_is_owed() {
+    let patient = JoinRules { kick_awaits_answer: true, ..rules() };
+    let mut lab = lab(Some(TLS13), None, patient).await;
+    say(&mut lab.backend, b"354 go on\r\n").await;
+    expect(&mut lab.client, b"354 go on\r\n").await;
+    say(&mut lab.client, b"Subject: a\r\n").await;
+    expect(&mut lab.backend, b"Subject: a\r\n").await;
+    lab.kick.cancel();
+    // Longer than any quiet moment, twice: the client hesitates, then the backend.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    say(&mut lab.client, b".\r\n").await;
+    expect(&mut lab.backend, b".\r\n").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    say(&mut lab.backend, b"250 taken\r\n").await;
+    expect(&mut lab.client, b"250 taken\r\n").await;
+    expect_end(&mut lab.client).await;
+    expect_end(&mut lab.backend).await;
+    assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_waited_for_no_longer_than_the_grace() {
+    let grace = Duration::from_millis(200);
+    let patient = JoinRules { kick_awaits_answer: true, kick_grace: grace, ..rules() };
+    let mut lab = lab(None, None, patient).await;
+    say(&mut lab.client, b"DATA\r\n").await;
+    expect(&mut lab.backend, b"DATA\r\n").await;
+    lab.kick.cancel();
+    expect_end(&mut lab.client).await;
     assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
 }
 

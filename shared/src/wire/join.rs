@@ -36,6 +36,10 @@ pub struct JoinRules {
     pub kick: CancellationToken,
     /// Longest wait for a quiet moment.
     pub kick_grace: Duration,
+    /// No moment is quiet while the client has spoken last: the backend owes it an answer. For protocols
+    /// in which every word of the client's is answered, and a message that is cut off before its answer
+    /// would come twice.
+    pub kick_awaits_answer: bool,
     /// Cancelled when the process ends: the session ends at once.
     pub end: CancellationToken,
 }
@@ -87,7 +91,8 @@ pub fn join(
 ) -> impl Future<Output = Joined> + Send + 'static {
     let inward = Flow::begin(&mut client, &mut backend);
     let outward = Flow::begin(&mut backend, &mut client);
-    let mut session = Session { client, backend, inward, outward, first: None, fault: None };
+    let owed = inward.octets > 0;
+    let mut session = Session { client, backend, inward, outward, owed, first: None, fault: None };
     // What the block below borrows is kept once; what it would own, or an `async fn`, twice.
     async move {
         let ended = session.run(&rules).await;
@@ -101,6 +106,8 @@ struct Session {
     backend: Wire,
     inward: Flow,
     outward: Flow,
+    /// The client has spoken last.
+    owed: bool,
     /// Who closed first.
     first: Option<Leg>,
     /// What failed first.
@@ -136,7 +143,13 @@ impl Session {
         let mut end = pin!(rules.end.cancelled());
         poll_fn(|cx| {
             let before = self.activity();
+            let heard = (self.inward.octets, self.outward.octets);
             let over = self.poll_flows(cx).is_ready();
+            if self.outward.octets != heard.1 {
+                self.owed = false;
+            } else if self.inward.octets != heard.0 {
+                self.owed = true;
+            }
             let now = if self.activity() == before { None } else { Some(Instant::now()) };
             last = now.unwrap_or(last);
             if over {
@@ -175,7 +188,9 @@ impl Session {
         };
         match kicked {
             None => later(last, idle),
-            Some(at) if self.something_waits() => later(at, rules.kick_grace),
+            Some(at) if self.something_waits() || (rules.kick_awaits_answer && self.owed) => {
+                later(at, rules.kick_grace)
+            }
             Some(at) => later(at, rules.kick_grace).min(later(last, QUIET)),
         }
     }
@@ -385,7 +400,8 @@ mod tests {
         let ((mut client, client_end), (mut backend, backend_end)) = (wire().await, wire().await);
         let inward = Flow::begin(&mut client, &mut backend);
         let outward = Flow::begin(&mut backend, &mut client);
-        let session = Session { client, backend, inward, outward, first: None, fault: None };
+        let owed = false;
+        let session = Session { client, backend, inward, outward, owed, first: None, fault: None };
         (session, client_end, backend_end)
     }
 
