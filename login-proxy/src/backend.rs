@@ -6,11 +6,13 @@
 pub mod imap;
 mod prompt;
 mod sasl;
-#[expect(dead_code, reason = "POP3 and ManageSieve come next")]
+pub mod submission;
+#[cfg_attr(not(test), expect(dead_code, reason = "POP3 and ManageSieve come next"))]
 mod xclient;
 
 use std::net::SocketAddr;
 
+use shared::address::Domain;
 use shared::backend::{Endpoint, LoginProtocol};
 use shared::credentials::Credentials;
 use shared::sasl::Mechanisms;
@@ -47,6 +49,8 @@ pub struct Attempt<'a> {
     pub prompt: &'a Prompt,
     /// End of the attempt.
     pub until: Instant,
+    /// Our name, where a backend must be told one and the client has given none.
+    pub hostname: &'a Domain,
 }
 
 /// Who the client is, for a backend that believes us (FWD-1).

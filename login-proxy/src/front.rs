@@ -3,8 +3,11 @@
 //! No front knows a backend, and the driver in [`crate::login`] knows no protocol. What SASL asks of a
 //! client is the same in all of them: `sasl`.
 
+#[cfg(test)]
+mod conversation;
 pub mod imap;
 mod sasl;
+pub mod submission;
 
 use std::net::IpAddr;
 use std::sync::Arc;

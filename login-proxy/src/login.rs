@@ -199,7 +199,8 @@ async fn attempt(
     let (address, local, secured) = (wire.peer(), wire.local(), wire.is_secured());
     let client = Client { address, local, session, ttl: TTL, secured, told: &told };
     let (prompt, mut asked) = prompt();
-    let attempt = Attempt { credentials, client, prompt: &prompt, until };
+    let hostname = &cx.rules.hostname;
+    let attempt = Attempt { credentials, client, prompt: &prompt, until, hostname };
     let mut routing = pin!(route(cx, attempt));
     let routed = loop {
         let asked = tokio::select! {
@@ -383,10 +384,16 @@ async fn gone(wire: &mut Wire) {
 /// Joins the two connections in a task of their own; all that the login needed has been freed by then.
 fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: Granted) {
     let Granted { attached, owner, registration } = granted;
+    // A message that is cut off before its answer comes twice; the other protocols lose nothing.
+    let awaits_answer = match cx.protocol.kind {
+        LoginProtocol::Submission => true,
+        LoginProtocol::Imap | LoginProtocol::Pop3 | LoginProtocol::ManageSieve => false,
+    };
     let rules = JoinRules {
         idle: cx.rules.idle_timeout,
         kick: registration.token().clone(),
-        kick_grace: cx.rules.kick_grace,
+        kick_grace: if awaits_answer { cx.rules.data_grace } else { cx.rules.kick_grace },
+        kick_awaits_answer: awaits_answer,
         end: cx.lifecycle.end().clone(),
     };
     let record = Box::new(Record {

@@ -6,6 +6,7 @@
 
 pub mod imap;
 mod probes;
+pub mod submission;
 
 use std::sync::Arc;
 

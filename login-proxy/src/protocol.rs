@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::backend::{self, Abilities, AttachError, Attached, Attempt};
 use crate::front::imap::{self, ImapFront};
+use crate::front::submission::{self, SubmissionFront};
 use crate::front::{Front, Terms};
 use crate::offer::{self, Offer};
 use crate::refusal::Farewell;
@@ -39,7 +40,8 @@ pub struct Protocol {
 pub fn of(kind: LoginProtocol) -> &'static Protocol {
     match kind {
         LoginProtocol::Imap => &IMAP,
-        LoginProtocol::Pop3 | LoginProtocol::Submission | LoginProtocol::ManageSieve => &IMAP,
+        LoginProtocol::Submission => &SUBMISSION,
+        LoginProtocol::Pop3 | LoginProtocol::ManageSieve => &IMAP,
     }
 }
 
@@ -52,4 +54,17 @@ pub static IMAP: Protocol = Protocol {
     modest: offer::imap::modest,
     merge: offer::imap::merge,
     full: |_| imap::farewell_words(Farewell::TooManyConnections).into(),
+};
+
+/// RFC 6409.
+pub static SUBMISSION: Protocol = Protocol {
+    kind: LoginProtocol::Submission,
+    front: |terms| Box::new(SubmissionFront::new(terms)),
+    log_in: |endpoint, attempt| Box::pin(backend::submission::log_in(endpoint, attempt)),
+    probe: |endpoint, until| Box::pin(backend::submission::probe(endpoint, until)),
+    modest: offer::submission::modest,
+    merge: offer::submission::merge,
+    full: |_| {
+        format!("{}\r\n", submission::farewell_words(Farewell::TooManyConnections)).into_bytes()
+    },
 };

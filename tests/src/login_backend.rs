@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod imap;
+mod submission;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -29,7 +30,7 @@ pub const PASSWORD: &str = "secret";
 pub struct Manners {
     /// What it speaks.
     pub protocol: LoginProtocol,
-    /// What it lists before login.
+    /// What it lists before login. Submission: lines separated by `, `.
     pub capabilities: &'static str,
     /// Its first line; `CAPS` stands for the capabilities.
     pub greeting: &'static str,
@@ -48,7 +49,7 @@ pub struct Manners {
 /// What a backend does after its greeting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// Speaks IMAP.
+    /// Speaks its protocol.
     Speak,
     /// Says nothing more and keeps the connection.
     Hang,
@@ -94,6 +95,9 @@ impl Manners {
         let (capabilities, greeting) = match protocol {
             LoginProtocol::Imap => {
                 ("IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN", "* OK [CAPABILITY CAPS] ready\r\n")
+            }
+            LoginProtocol::Submission => {
+                ("PIPELINING, SIZE 1000000, 8BITMIME, AUTH PLAIN LOGIN", "220 ready\r\n")
             }
             other => panic!("nobody has taught it {other}"),
         };
@@ -321,6 +325,7 @@ impl Server {
         match self.manners.then {
             Then::Speak => match self.manners.protocol {
                 LoginProtocol::Imap => imap::speak(self, stream).await,
+                LoginProtocol::Submission => submission::speak(self, stream).await,
                 protocol => bail!("nobody has taught it {protocol}"),
             },
             Then::Hang => until_closed(stream).await,
@@ -338,41 +343,60 @@ impl Server {
         Ok(Box::new(stream))
     }
 
+    /// Its words for yes and no, and how every yes of its protocol begins.
+    fn words(&self) -> (String, &'static str, &'static str) {
+        let (name, capabilities) = (self.name, self.manners.capabilities);
+        match self.manners.protocol {
+            LoginProtocol::Submission => {
+                (format!("235 2.7.0 at {name}\r\n"), "535 5.7.8 wrong\r\n", "235")
+            }
+            _ => (
+                format!("TAG OK [CAPABILITY {capabilities} IDLE] at {name}\r\n"),
+                "TAG NO [AUTHENTICATIONFAILED] wrong\r\n",
+                "TAG OK",
+            ),
+        }
+    }
+
     /// Answers a login; true after a yes.
     async fn answer(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<bool> {
+        let (.., yes) = self.words();
+        Ok(self.pronounce(stream, tag, login).await?.starts_with(yes))
+    }
+
+    /// Answers a login, and returns what it has said, with `TAG` in its place.
+    async fn pronounce(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<String> {
         self.record.note(self.number, |connection| connection.logins.push(login.clone()));
+        let (yes, no, yes_begins) = self.words();
         let answer = match self.manners.verdict {
-            Verdict::ByPassword if login.password == PASSWORD => {
-                format!(
-                    "TAG OK [CAPABILITY {} IDLE] at {}\r\n",
-                    self.manners.capabilities, self.name
-                )
-            }
-            Verdict::ByPassword => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+            Verdict::ByPassword if login.password == PASSWORD => yes,
+            Verdict::ByPassword => no.to_owned(),
             Verdict::Say(octets) => octets.to_owned(),
             Verdict::Flood(octets) => {
                 flood(stream, octets).await?;
-                return Ok(false);
+                return Ok(String::new());
             }
-            Verdict::Ask => {
-                let (answer, verdict) = oneshot::channel();
-                let _ = self.ask.send(Asked { login, answer });
-                tokio::select! {
-                    verdict = verdict => verdict.context("the test gave no verdict")?,
-                    // The peer does not wait for it: it has closed.
-                    closed = stream.fill_buf() => {
-                        let early = closed?.len();
-                        bail!("{early} octets instead of patience");
-                    }
-                }
-            }
+            Verdict::Ask => self.ask(stream, login).await?,
         };
-        let yes = answer.starts_with("TAG OK");
-        if yes {
+        if answer.starts_with(yes_begins) {
             self.record.note(self.number, |connection| connection.logged_in = true);
         }
         say(stream, &answer.replace("TAG", tag)).await?;
-        Ok(yes)
+        Ok(answer)
+    }
+
+    /// What the test says to this.
+    async fn ask(&self, stream: &mut Stream, login: Login) -> Result<String> {
+        let (answer, verdict) = oneshot::channel();
+        let _ = self.ask.send(Asked { login, answer });
+        tokio::select! {
+            verdict = verdict => verdict.context("the test gave no verdict"),
+            // The peer does not wait for it: it has closed.
+            closed = stream.fill_buf() => {
+                let early = closed?.len();
+                bail!("{early} octets instead of patience");
+            }
+        }
     }
 
     /// The next line, noted; `None` when the peer has closed.

@@ -28,7 +28,7 @@ const MAX_ID_PAIRS: usize = 30;
 ///
 /// An [`AttachError`]; the connection is closed.
 pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attached, AttachError> {
-    let Attempt { credentials, client, prompt, until } = attempt;
+    let Attempt { credentials, client, prompt, until, .. } = attempt;
     let (mut wire, capabilities) = open(endpoint, Some(client), until).await?;
     let forwards = endpoint.identity == Identity::DovecotId && capabilities.has("ID");
     if forwards {

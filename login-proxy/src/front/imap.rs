@@ -11,7 +11,7 @@ use shared::credentials::{Credentials, Secret};
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::sasl::{Mechanism, encode_base64};
 
-use super::sasl::{Exchange, Turn};
+use super::sasl::{Exchange, MAX_LINE as MAX_SASL_LINE, Turn};
 use super::{Event, Front, Terms, Told};
 use crate::backend::Welcome;
 use crate::refusal::{Farewell, Refusal};
@@ -22,8 +22,6 @@ use token::{Token, tokens};
 const MAX_BAD_COMMANDS: u32 = 10;
 /// Longest tag in octets; Dovecot has the same.
 const MAX_TAG: usize = 126;
-/// Longest SASL response in octets with its line end: 16 KiB of token, for base64 a third more.
-const MAX_SASL_LINE: usize = 22 * 1024;
 /// Pairs of a client's ID that are kept (RFC 2971 §3.3).
 const MAX_ID_PAIRS: usize = 30;
 /// What somebody who types by hand is told.

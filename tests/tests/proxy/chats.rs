@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 const HOST: &str = "localhost";
 
 /// Protocols that have conversations.
-const PROTOCOLS: [LoginProtocol; 1] = [LoginProtocol::Imap];
+const PROTOCOLS: [LoginProtocol; 2] = [LoginProtocol::Imap, LoginProtocol::Submission];
 
 fn scripts(protocol: LoginProtocol) -> Result<Vec<Script>> {
     Script::all(format!("{}/chats/{protocol}", env!("CARGO_MANIFEST_DIR")))

@@ -12,6 +12,7 @@ mod memory;
 mod pipelining;
 mod routing;
 mod secrets;
+mod submission;
 mod tls;
 
 use anyhow::Result;
