@@ -347,6 +347,7 @@ impl From<StoreError> for TableError {
             other @ (StoreError::Timeout
             | StoreError::ReadOnly
             | StoreError::LeaseLost
+            | StoreError::Overtaken
             | StoreError::Gone
             | StoreError::Forgotten
             | StoreError::NameTaken

@@ -7,6 +7,7 @@ mod history;
 mod lease;
 mod names;
 mod node;
+mod report;
 mod sqlite;
 
 /// Runs each test on Postgres and on SQLite.

@@ -3,15 +3,16 @@
 mod listener;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use sqlx::Connection;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Postgres, Transaction};
 
 use super::rows::{
     self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, number, signed,
@@ -22,7 +23,6 @@ pub(super) use listener::Listener;
 use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
 use crate::ownership::map::{Claim, Tables};
-use crate::ownership::registry::Busy;
 use crate::ownership::schema::{self, Apply};
 
 /// Longest wait for a connection, and for a statement that waits for a lock.
@@ -30,8 +30,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Accounts whose disputes are looked at together.
 const DISPUTES_AT_ONCE: usize = 1_000;
 
+/// Takes back what this node has said: it has seen nothing, so nothing is settled by it.
+const UNSAY: &str = "WITH mine AS (UPDATE nodes SET seen_epoch = 0, updated_at = clock_timestamp() \
+       WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
+       AND (extract(epoch FROM lease_until) * 1000000)::bigint = $4 RETURNING 1) \
+     DELETE FROM busy WHERE node = $1 AND service = $2 AND EXISTS (SELECT 1 FROM mine)";
+/// Whether the cursor's change is there, and whether the report was written. No joins with the arrays: of
+/// a table that was empty a minute ago the planner expects no rows, and would loop over all pairs.
+const REPORT: &str = "WITH here AS (SELECT (SELECT id FROM database) = $8 AND ($7::text IS NULL OR EXISTS \
+       (SELECT 1 FROM changes WHERE epoch = $4 AND kind = $5 AND name = $6 \
+        AND nonce::text = $7)) AS intact), \
+     seen AS (UPDATE nodes SET seen_epoch = $4, updated_at = clock_timestamp() \
+       WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
+       AND (extract(epoch FROM lease_until) * 1000000)::bigint = $9 \
+       AND (SELECT intact FROM here) RETURNING 1), \
+     drained AS (DELETE FROM busy WHERE node = $1 AND service = $2 AND account = ANY ($10) \
+       AND EXISTS (SELECT 1 FROM seen)), \
+     changed AS (INSERT INTO busy AS b (node, service, account, epoch, sessions, deliveries) \
+       SELECT $1, $2, c.* FROM unnest($11::text[], $12::bigint[], $13::bigint[], $14::bigint[]) c \
+        WHERE EXISTS (SELECT 1 FROM seen) \
+       ON CONFLICT (node, service, account) DO UPDATE SET epoch = excluded.epoch, \
+       sessions = excluded.sessions, deliveries = excluded.deliveries \
+       WHERE (b.epoch, b.sessions, b.deliveries) \
+         IS DISTINCT FROM (excluded.epoch, excluded.sessions, excluded.deliveries)) \
+     SELECT here.intact, EXISTS (SELECT 1 FROM seen) FROM here";
+
 /// The ownership table in Postgres.
-#[derive(Debug)]
 pub struct PostgresStore {
     /// Replaced when its connections do not answer.
     pool: Arc<Mutex<PgPool>>,
@@ -100,20 +124,14 @@ impl PostgresStore {
     }
 
     pub(super) async fn leave(&self) -> Result<(), StoreError> {
-        let mut transaction = self.pool().begin().await?;
-        for delete in [
-            "DELETE FROM busy WHERE node = $1 AND service = $2 AND EXISTS (SELECT 1 FROM nodes \
-             WHERE node = $1 AND service = $2 AND incarnation = $3)",
-            "DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3",
-        ] {
-            sqlx::query(delete)
-                .bind(&*self.node.name)
-                .bind(self.node.service)
-                .bind(&*self.node.incarnation)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        Ok(transaction.commit().await?)
+        // Its rows of `busy` go with it.
+        sqlx::query("DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3")
+            .bind(&*self.node.name)
+            .bind(self.node.service)
+            .bind(&*self.node.incarnation)
+            .execute(&self.pool())
+            .await?;
+        Ok(())
     }
 
     /// One transaction under REPEATABLE READ: everything it reads is of one moment.
@@ -206,76 +224,59 @@ impl PostgresStore {
         rows::page_of(rows, cursor)
     }
 
+    /// One statement, however much there is (and one before it that takes back what was said, where that is
+    /// not known). Not a transaction of several: a connection that hangs in the
+    /// middle of one would keep the node's own row locked until the server gives it up.
+    ///
+    /// It may be carried out after it was given up. But a poll that fails is followed by a new lease, which
+    /// waits for the same row: so this comes before that, or finds a lease that is not `grant` and does
+    /// nothing.
     pub(super) async fn report(
         &self,
         cursor: &Cursor,
+        grant: &Grant,
         report: &Report<'_>,
     ) -> Result<(), StoreError> {
-        let mut transaction = self.pool().begin().await?;
-        let seen = sqlx::query(
-            "UPDATE nodes SET seen_epoch = $4, updated_at = clock_timestamp() \
-             WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
-             AND (SELECT id FROM database) = $8 AND ($7::text IS NULL OR EXISTS \
-             (SELECT 1 FROM changes WHERE epoch = $4 AND kind = $5 AND name = $6 \
-              AND nonce::text = $7))",
-        )
-        .bind(&*self.node.name)
-        .bind(self.node.service)
-        .bind(&*self.node.incarnation)
-        .bind(signed(cursor.epoch))
-        .bind(&cursor.kind)
-        .bind(&cursor.name)
-        .bind(&cursor.nonce)
-        .bind(&cursor.database)
-        .execute(&mut *transaction)
-        .await
-        .map_err(read_only)?;
-        if seen.rows_affected() == 0 {
-            transaction.rollback().await?;
-            return Err(self.evicted().await?.unwrap_or(StoreError::HistoryLost));
+        if report.afresh {
+            sqlx::query(UNSAY)
+                .bind(&*self.node.name)
+                .bind(self.node.service)
+                .bind(&*self.node.incarnation)
+                .bind(grant.0)
+                .execute(&self.pool())
+                .await
+                .map_err(read_only)?;
         }
-        if report.afresh || !report.drained.is_empty() {
-            sqlx::query(
-                "DELETE FROM busy WHERE node = $1 AND service = $2 AND ($3 OR account = ANY ($4))",
-            )
+        let changed = &report.changed;
+        let accounts: Vec<&str> = changed.iter().map(|b| &*b.account).collect();
+        let epochs: Vec<i64> = changed.iter().map(|b| signed(b.epoch)).collect();
+        let sessions: Vec<i64> = changed.iter().map(|b| b.sessions.into()).collect();
+        let deliveries: Vec<i64> = changed.iter().map(|b| b.deliveries.into()).collect();
+        let (intact, seen): (bool, bool) = sqlx::query_as(REPORT)
             .bind(&*self.node.name)
             .bind(self.node.service)
-            .bind(report.afresh)
+            .bind(&*self.node.incarnation)
+            .bind(signed(cursor.epoch))
+            .bind(&cursor.kind)
+            .bind(&cursor.name)
+            .bind(&cursor.nonce)
+            .bind(&cursor.database)
+            .bind(grant.0)
             .bind(&report.drained)
-            .execute(&mut *transaction)
-            .await?;
+            .bind(accounts)
+            .bind(epochs)
+            .bind(sessions)
+            .bind(deliveries)
+            // Planned each time: the plan for one account is none for a hundred thousand.
+            .persistent(false)
+            .fetch_one(&self.pool())
+            .await
+            .map_err(read_only)?;
+        if seen {
+            return Ok(());
         }
-        if !report.changed.is_empty() {
-            self.write_busy(&mut transaction, &report.changed).await?;
-        }
-        Ok(transaction.commit().await?)
-    }
-
-    /// All in one statement: after a bulk flip there are as many as there were sessions.
-    async fn write_busy(
-        &self,
-        transaction: &mut Transaction<'_, Postgres>,
-        busy: &[&Busy],
-    ) -> Result<(), StoreError> {
-        let accounts: Vec<&str> = busy.iter().map(|b| &*b.account).collect();
-        let epochs: Vec<i64> = busy.iter().map(|b| signed(b.epoch)).collect();
-        let sessions: Vec<i64> = busy.iter().map(|b| b.sessions.into()).collect();
-        let deliveries: Vec<i64> = busy.iter().map(|b| b.deliveries.into()).collect();
-        sqlx::query(
-            "INSERT INTO busy (node, service, account, epoch, sessions, deliveries) \
-             SELECT $1, $2, b.* FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[]) b \
-             ON CONFLICT (node, service, account) DO UPDATE SET epoch = excluded.epoch, \
-             sessions = excluded.sessions, deliveries = excluded.deliveries",
-        )
-        .bind(&*self.node.name)
-        .bind(self.node.service)
-        .bind(accounts)
-        .bind(epochs)
-        .bind(sessions)
-        .bind(deliveries)
-        .execute(&mut **transaction)
-        .await?;
-        Ok(())
+        let other = if intact { StoreError::Overtaken } else { StoreError::HistoryLost };
+        Err(self.evicted().await?.unwrap_or(other))
     }
 
     pub(super) async fn expire_holds(&self) -> Result<u64, StoreError> {
@@ -337,6 +338,13 @@ impl PostgresStore {
     }
 }
 
+impl fmt::Debug for PostgresStore {
+    /// Without the connection's options, which have the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
 fn connect(options: &PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(3)
@@ -362,9 +370,11 @@ fn refused<T>(done: Result<T, sqlx::Error>) -> Result<Disputed, StoreError> {
 
 /// Every session's own limits, so that a forgotten `BEGIN` elsewhere cannot stall a node (OWN-19).
 fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
-    Ok(PgConnectOptions::from_str(url)?
-        .application_name("mailshift")
-        .options([("lock_timeout", "5s"), ("statement_timeout", "60s")]))
+    Ok(PgConnectOptions::from_str(url)?.application_name("mailshift").options([
+        ("lock_timeout", "5s"),
+        ("statement_timeout", "60s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+    ]))
 }
 
 /// SQLSTATE 25006 read_only_sql_transaction: a standby or a demoted primary.
@@ -372,5 +382,30 @@ fn read_only(error: sqlx::Error) -> StoreError {
     match error.as_database_error().and_then(DatabaseError::code) {
         Some(code) if code == "25006" => StoreError::ReadOnly,
         Some(_) | None => StoreError::Database(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn debug_output_has_no_password() {
+        let options = connect_options("postgres://mx:hunter2@localhost/mailshift").unwrap();
+        let node = Node {
+            name: "a".into(),
+            service: "mx-gateway",
+            incarnation: "i".into(),
+            backends: String::new(),
+        };
+        let store = PostgresStore {
+            pool: Arc::new(Mutex::new(connect(&options))),
+            listen: options.clone(),
+            options,
+            node,
+            listening: Arc::default(),
+        };
+        let shown = format!("{store:?} {:?}", store.listener());
+        assert!(shown.contains("mx-gateway") && !shown.contains("hunter2"), "{shown}");
     }
 }
