@@ -144,7 +144,11 @@ fn place(arguments: &Arguments) -> anyhow::Result<Place> {
     }
     let config = Config::load(&arguments.config)?;
     let backends = config.backends.iter().map(|backend| backend.name.clone()).collect();
-    Ok(Place { url: config.ownership.url, backends: Some(backends) })
+    // A command wants a session of its own, which a pooler does not give it.
+    let ownership = config.ownership;
+    let direct = ownership.listen_url.filter(|_| table::sqlite_file(&ownership.url).is_none());
+    let url = direct.unwrap_or(ownership.url);
+    Ok(Place { url, backends: Some(backends) })
 }
 
 /// Reads a backend's name; one that the configuration does not have is refused.

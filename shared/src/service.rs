@@ -102,8 +102,7 @@ where
     // From here on clients get an answer: until the table is loaded, that it is not for now.
     serve();
     let end_of_feed = CancellationToken::new();
-    let starting = start_feed(name, &service, &end_of_feed);
-    tokio::pin!(starting);
+    let mut starting = Box::pin(start_feed(name, &service, &end_of_feed));
     let started = tokio::select! {
         feed = &mut starting => feed?,
         signal = &mut signal => {
@@ -122,7 +121,7 @@ where
     // The feed goes on while sessions finish: they may be told of a flip until the last one has ended.
     let end = end_of_feed.clone();
     let mut feed = tokio::spawn(async move {
-        feed.run(end).await;
+        Box::pin(feed.run(end)).await;
         feed
     });
     tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "ready");

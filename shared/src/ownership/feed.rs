@@ -10,6 +10,7 @@
 //! deleted, its name taken): stop at once, then enter anew. It is read-only: no lease.
 
 mod history;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::registry::Busy;
-use super::store::{Cursor, Grant, Page, Report, Snapshot, Store, StoreError};
+use super::store::{Cursor, Grant, Page, Snapshot, Store, StoreError};
 use super::{Epoch, Ownership};
 
 /// Longest wait for an answer to one statement of a poll, then there is a new connection.
 const POLL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Added to it for each account in a report: after a bulk flip there are as many as there were sessions.
-const REPORT_TIMEOUT_EACH: Duration = Duration::from_millis(1);
-/// Longest wait for a report, however long it is.
-const REPORT_TIMEOUT_MAX: Duration = Duration::from_secs(20);
 /// Longest wait where another's lock may be in the way.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the whole table.
@@ -237,26 +234,6 @@ impl Feed {
         Ok(())
     }
 
-    /// Says in the table how far this node has applied the changes and what still runs against them.
-    async fn report(&mut self) -> Result<(), StoreError> {
-        let mut busy = self.ownership.registry().busy();
-        for b in &mut busy {
-            // The end of a lease marks work without a change.
-            b.epoch = b.epoch.min(self.cursor.epoch);
-        }
-        let state = (self.cursor.epoch, busy);
-        if self.reported.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        let before = self.reported.take();
-        let report = report_of(before.as_ref().map(|(_, busy)| &**busy), &state.1);
-        let Some(grant) = &self.grant else { return Err(StoreError::LeaseLost) };
-        let limit = report_timeout(&report);
-        in_time(limit, self.store.report(&self.cursor, grant, &report)).await?;
-        self.reported = Some(state);
-        Ok(())
-    }
-
     /// Does what can be done about a failed poll.
     async fn mend(&mut self, error: StoreError) {
         match &error {
@@ -317,32 +294,6 @@ impl Feed {
 
     fn lapse(&self) {
         say_lapse(self.ownership.lapse());
-    }
-}
-
-fn report_timeout(report: &Report<'_>) -> Duration {
-    let accounts = report.changed.len().saturating_add(report.drained.len());
-    let each = REPORT_TIMEOUT_EACH.saturating_mul(u32::try_from(accounts).unwrap_or(u32::MAX));
-    POLL_TIMEOUT.saturating_add(each).min(REPORT_TIMEOUT_MAX)
-}
-
-/// What has changed between two reports; both are in the order of their accounts.
-fn report_of<'a>(before: Option<&'a [Busy]>, now: &'a [Busy]) -> Report<'a> {
-    let Some(before) = before else {
-        return Report { afresh: true, changed: now.iter().collect(), drained: Vec::new() };
-    };
-    let find = |list: &'a [Busy], account: &str| {
-        let found = list.binary_search_by(|b| (*b.account).cmp(account)).ok()?;
-        list.get(found)
-    };
-    Report {
-        afresh: false,
-        changed: now.iter().filter(|b| find(before, &b.account) != Some(b)).collect(),
-        drained: before
-            .iter()
-            .map(|b| &*b.account)
-            .filter(|account| find(now, account).is_none())
-            .collect(),
     }
 }
 

@@ -223,7 +223,8 @@ impl Table {
         };
         Ok(match self {
             Self::Postgres(pool) => {
-                vec![ownership(schema::version_postgres(pool).await?, &schema::POSTGRES)]
+                let found = schema::version_postgres(&mut *pool.acquire().await?).await?;
+                vec![ownership(found, &schema::POSTGRES)]
             }
             Self::Sqlite { pool, file } => {
                 let nodes = nodes_pool(file, true);

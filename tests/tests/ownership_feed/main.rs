@@ -7,6 +7,7 @@ mod history;
 mod lease;
 mod names;
 mod node;
+mod pooler;
 mod report;
 mod sqlite;
 

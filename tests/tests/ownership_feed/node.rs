@@ -79,7 +79,7 @@ impl Settings {
         let stop = CancellationToken::new();
         let end = stop.clone();
         let feed = tokio::spawn(async move {
-            feed.run(end).await;
+            Box::pin(feed.run(end)).await;
             feed
         });
         Some(Node { ownership, stop, feed })
