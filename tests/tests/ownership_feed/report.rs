@@ -1,11 +1,19 @@
 //! What a node writes about itself, when it comes late and when it is much (P5).
 
-use shared::ownership::{Registration, Work};
-use sqlx::PgPool;
-use tests::patience::until;
-use tests::table::{Engine, Table};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::node::{Node, fill, outdated, run};
+use shared::ownership::{Registration, Work};
+use tests::patience::until;
+use tests::place::Place;
+use tests::postgres::Server;
+use tests::table::{Engine, Table};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::node::{Node, Settings, database, fill, outdated, run};
 
 /// As many as a bulk flip may leave behind.
 const MANY: usize = 100_000;
@@ -20,44 +28,106 @@ async fn comes_to(table: &Table, statement: &str, wanted: &str) {
 /// it says is old: that nothing runs for an account for which a newer one has said that something does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_that_comes_late_does_not_undo_a_newer_one() {
-    const LATE: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                        AND query LIKE '%seen_epoch = $4%' AND wait_event = 'advisory';";
     let table = Table::create(Engine::Postgres).unwrap();
     fill(&table);
-    let node = Node::start(&table, "a").await;
+    let way = SlowWay::to(&Server::shared().socket());
+    let host = way.place.path().display();
+    let url = format!("postgres://postgres@localhost/{}?host={host}", database(&table));
+    let node = Settings { url, ..Settings::new(&table, "a") }.start().await;
     let first = node.enter("ann@example.org", Work::Session);
     table.flip("ann@example.org", "new").unwrap();
     outdated(&first).await;
     comes_to(&table, "SELECT account FROM busy;", "ann@example.org").await;
-    // From here on the first report waits as long as this lock is held, before it looks at the row.
-    let pool = PgPool::connect(&table.url()).await.unwrap();
-    let mut gate = pool.acquire().await.unwrap();
-    sqlx::query("SELECT pg_advisory_lock(1)").execute(&mut *gate).await.unwrap();
-    run(
-        &table,
-        "CREATE SEQUENCE reports; \
-         CREATE FUNCTION delay_the_first() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ \
-           BEGIN IF nextval('reports') = 1 THEN PERFORM pg_advisory_lock_shared(1); END IF; \
-           RETURN NULL; END $$; \
-         CREATE TRIGGER delay BEFORE UPDATE OF seen_epoch ON nodes FOR EACH STATEMENT \
-           EXECUTE FUNCTION delay_the_first();",
-    );
+    way.delays.store(true, Ordering::Relaxed);
     drop(first);
-    comes_to(&table, LATE, "1").await;
+    until("a delayed report", || (!way.delays.load(Ordering::Relaxed)).then_some(()))
+        .await
+        .unwrap();
     let second = node.enter("ann@example.org", Work::Session);
     table.flip("ann@example.org", "old").unwrap();
     outdated(&second).await;
-    let seen = "SELECT seen_epoch = (SELECT epoch FROM clock) FROM nodes;";
-    comes_to(&table, seen, "t").await;
-    assert_eq!(run(&table, LATE), "1", "the first one is not through yet");
-    sqlx::query("SELECT pg_advisory_unlock(1)").execute(&mut *gate).await.unwrap();
-    comes_to(&table, LATE, "0").await;
+    let seen = "SELECT seen_epoch = (SELECT epoch FROM clock), \
+                (SELECT string_agg(account, ' ') FROM busy) FROM nodes;";
+    comes_to(&table, seen, "t|ann@example.org").await;
+    way.delivered.cancel();
+    way.carried_out.cancelled().await;
+    assert_eq!(run(&table, seen), "t|ann@example.org");
     // The next report says only what is new.
     table.flip("bob@example.org", "new").unwrap();
     table.settled("bob@example.org").await.unwrap();
     assert_eq!(table.flip_status("ann@example.org", "settled, busy").unwrap(), "f|a/login-proxy");
     drop(second);
     table.settled("ann@example.org").await.unwrap();
+}
+
+/// A way to a Postgres server on which one report is delayed.
+struct SlowWay {
+    place: Place,
+    /// The next report is to be delayed; none is from then on.
+    delays: Arc<AtomicBool>,
+    /// It may go on.
+    delivered: CancellationToken,
+    /// The server has answered it.
+    carried_out: CancellationToken,
+}
+
+impl SlowWay {
+    fn to(socket: &Path) -> Self {
+        let way = Self {
+            place: Place::new().unwrap(),
+            delays: Arc::default(),
+            delivered: CancellationToken::new(),
+            carried_out: CancellationToken::new(),
+        };
+        let listener = UnixListener::bind(way.place.join(".s.PGSQL.5432")).unwrap();
+        let server = socket.join(".s.PGSQL.5432");
+        let (delays, delivered) = (Arc::clone(&way.delays), way.delivered.clone());
+        let carried_out = way.carried_out.clone();
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let server = UnixStream::connect(&server).await.unwrap();
+                let (delays, delivered) = (Arc::clone(&delays), delivered.clone());
+                tokio::spawn(Self::carry(client, server, delays, delivered, carried_out.clone()));
+            }
+        });
+        way
+    }
+
+    /// Carries what both say. A report is prepared first; what executes it is the next thing said.
+    async fn carry(
+        client: UnixStream,
+        server: UnixStream,
+        delays: Arc<AtomicBool>,
+        delivered: CancellationToken,
+        carried_out: CancellationToken,
+    ) {
+        const REPORT: &[u8] = b"SET seen_epoch = $4";
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let answers = tokio::spawn(async move {
+            // The client may have gone.
+            let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+            from_server
+        });
+        let (mut octets, mut next) = (vec![0; 65_536], false);
+        while let Ok(length @ 1..) = from_client.read(&mut octets).await {
+            if next && delays.swap(false, Ordering::Relaxed) {
+                delivered.cancelled().await;
+                to_server.write_all(&octets[..length]).await.unwrap();
+                // Nobody but this has asked for anything here.
+                to_server.shutdown().await.unwrap();
+                let mut from_server = answers.await.unwrap();
+                let _ = from_server.read_to_end(&mut Vec::new()).await;
+                carried_out.cancel();
+                return;
+            }
+            next = octets[..length].windows(REPORT.len()).any(|part| part == REPORT);
+            if to_server.write_all(&octets[..length]).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 /// A lease that was asked for and given up may be granted after a newer one: nothing is lost by that.
