@@ -51,6 +51,7 @@ needs_of_try() {
 needs_of_test() {
     needs_of_try
     need postgresql '/usr/lib/postgresql/*/bin/initdb /usr/bin/initdb'
+    need pgbouncer pgbouncer
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
     need openssl openssl
     need util-linux setpriv setsid
@@ -163,7 +164,7 @@ install() {
 keep_from_boot() {
     command -v systemctl >/dev/null 2>&1 || return 0
     for pair in dovecot-core:dovecot.socket dovecot-core:dovecot.service postfix:postfix.service \
-        postgresql-common:postgresql.service; do
+        pgbouncer:pgbouncer.service postgresql-common:postgresql.service; do
         printf '%s\n' "$before" | grep -qxF "${pair%:*}" && continue
         systemctl list-unit-files "${pair#*:}" 2>/dev/null | grep -q enabled || continue
         as_root systemctl disable "${pair#*:}" >>"$work/log" 2>&1 || true
