@@ -17,7 +17,7 @@ use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Seat};
 use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
-use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
+use shared::wire::{AnswerGrace, Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::rustls::ServerConfig;
 
@@ -33,6 +33,8 @@ const WRITE: Duration = Duration::from_mins(1);
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often one attempt is routed anew because the account was moved meanwhile.
 const MAX_ROUTINGS: u32 = 8;
+/// Longest that a message may still be sent while its account is held or the lease has ended.
+const HURRIED_GRACE: Duration = Duration::from_secs(5);
 /// Hops through login proxies that a login may still take (Dovecot's TTL): a loop ends.
 const TTL: u8 = 5;
 
@@ -384,16 +386,11 @@ async fn gone(wire: &mut Wire) {
 /// Joins the two connections in a task of their own; all that the login needed has been freed by then.
 fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: Granted) {
     let Granted { attached, owner, registration } = granted;
-    // A message that is cut off before its answer comes twice; the other protocols lose nothing.
-    let awaits_answer = match cx.protocol.kind {
-        LoginProtocol::Submission => true,
-        LoginProtocol::Imap | LoginProtocol::Pop3 | LoginProtocol::ManageSieve => false,
-    };
     let rules = JoinRules {
         idle: cx.rules.idle_timeout,
         kick: registration.token().clone(),
-        kick_grace: if awaits_answer { cx.rules.data_grace } else { cx.rules.kick_grace },
-        kick_awaits_answer: awaits_answer,
+        kick_grace: cx.rules.kick_grace,
+        answer_grace: answer_grace(cx, &owner),
         end: cx.lifecycle.end().clone(),
     };
     let record = Box::new(Record {
@@ -411,6 +408,26 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
         record.write(&joined);
         drop(seat);
     });
+}
+
+/// How long a message that is being sent may go on: cut off before its answer, it would come twice. The
+/// other protocols lose nothing.
+fn answer_grace(cx: &Context, owner: &Owner) -> Option<AnswerGrace> {
+    match cx.protocol.kind {
+        LoginProtocol::Submission => {}
+        LoginProtocol::Imap | LoginProtocol::Pop3 | LoginProtocol::ManageSieve => return None,
+    }
+    let (ownership, grace) = (Arc::clone(&cx.ownership), cx.rules.data_grace);
+    let name = Name::of_login(owner.account.as_bytes()).ok();
+    Some(AnswerGrace::new(move || {
+        match name.as_ref().map(|name| ownership.look_up(name)) {
+            // Whoever holds it waits; and fences do not wait for a node whose lease has ended.
+            None | Some(Err(ownership::Refusal::Held { .. } | ownership::Refusal::Stale)) => {
+                grace.min(HURRIED_GRACE)
+            }
+            Some(Ok(_) | Err(_)) => grace,
+        }
+    }))
 }
 
 /// What the log says of a session when it has ended.

@@ -230,7 +230,7 @@ fn rules() -> JoinRules {
         idle: Duration::from_hours(1),
         kick: CancellationToken::new(),
         kick_grace: Duration::from_secs(2),
-        kick_awaits_answer: false,
+        answer_grace: None,
         end: CancellationToken::new(),
     }
 }

@@ -3,10 +3,12 @@
 
 mod peers;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use peers::*;
-use shared::wire::{Ended, JoinRules, Joined, Leg, Wire, join};
+use shared::wire::{AnswerGrace, Ended, JoinRules, Joined, Leg, Wire, join};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::SupportedProtocolVersion;
@@ -32,7 +34,7 @@ fn rules() -> JoinRules {
         idle: Duration::from_mins(1),
         kick: CancellationToken::new(),
         kick_grace: Duration::from_mins(1),
-        kick_awaits_answer: false,
+        answer_grace: None,
         end: CancellationToken::new(),
     }
 }
@@ -295,9 +297,13 @@ async fn a_kick_waits_no_longer_than_its_grace() {
     assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
 }
 
+fn grace(limit: Duration) -> AnswerGrace {
+    AnswerGrace::new(move || limit)
+}
+
 #[tokio::test]
 async fn a_kick_waits_for_an_answer_that_is_owed() {
-    let patient = JoinRules { kick_awaits_answer: true, ..rules() };
+    let patient = JoinRules { answer_grace: Some(grace(Duration::from_mins(1))), ..rules() };
     let mut lab = lab(Some(TLS13), None, patient).await;
     say(&mut lab.backend, b"354 go on\r\n").await;
     expect(&mut lab.client, b"354 go on\r\n").await;
@@ -318,12 +324,29 @@ async fn a_kick_waits_for_an_answer_that_is_owed() {
 
 #[tokio::test]
 async fn an_answer_that_never_comes_is_waited_for_no_longer_than_the_grace() {
-    let grace = Duration::from_millis(200);
-    let patient = JoinRules { kick_awaits_answer: true, kick_grace: grace, ..rules() };
+    let short = grace(Duration::from_millis(200));
+    let patient = JoinRules { answer_grace: Some(short), ..rules() };
     let mut lab = lab(None, None, patient).await;
     say(&mut lab.client, b"DATA\r\n").await;
     expect(&mut lab.backend, b"DATA\r\n").await;
     lab.kick.cancel();
+    expect_end(&mut lab.client).await;
+    assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
+}
+
+#[tokio::test]
+async fn an_answer_is_waited_for_no_longer_than_the_grace_of_now() {
+    let seconds = Arc::new(AtomicU64::new(600));
+    let asked = Arc::clone(&seconds);
+    let grace = AnswerGrace::new(move || Duration::from_secs(asked.load(Ordering::Relaxed)));
+    let mut lab = lab(None, None, JoinRules { answer_grace: Some(grace), ..rules() }).await;
+    say(&mut lab.client, b"DATA\r\n").await;
+    expect(&mut lab.backend, b"DATA\r\n").await;
+    lab.kick.cancel();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!lab.joined.is_finished());
+    // Nobody says anything more; that the grace has shrunk is noticed all the same.
+    seconds.store(0, Ordering::Relaxed);
     expect_end(&mut lab.client).await;
     assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
 }

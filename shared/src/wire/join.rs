@@ -10,6 +10,7 @@
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use super::{Wire, WireError, later};
 const QUIET: Duration = Duration::from_millis(100);
 /// How long a silent client may stay once its backend has closed: nobody will answer it any more.
 const AFTER_BACKEND: Duration = Duration::from_secs(5);
+/// How often [`JoinRules::answer_grace`] is asked while it is waited for.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 /// Reads of one direction in one poll, so that a busy session does not starve its thread's others.
 const ROUNDS: usize = 16;
 
@@ -36,12 +39,30 @@ pub struct JoinRules {
     pub kick: CancellationToken,
     /// Longest wait for a quiet moment.
     pub kick_grace: Duration,
-    /// No moment is quiet while the client has spoken last: the backend owes it an answer. For protocols
-    /// in which every word of the client's is answered, and a message that is cut off before its answer
-    /// would come twice.
-    pub kick_awaits_answer: bool,
+    /// No moment is quiet while the client has spoken last: the backend owes it an answer. This is then the
+    /// longest wait. For protocols in which every word of the client's is answered, and a message that is cut
+    /// off before its answer would come twice.
+    pub answer_grace: Option<AnswerGrace>,
     /// Cancelled when the process ends: the session ends at once.
     pub end: CancellationToken,
+}
+
+/// Longest wait, from a kick on, for a quiet moment of a session whose backend may owe an answer. Asked again
+/// while it is waited for: what happens to the account meanwhile may shorten it.
+#[derive(Clone)]
+pub struct AnswerGrace(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl AnswerGrace {
+    /// As `ask` says at any moment.
+    pub fn new(ask: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+}
+
+impl std::fmt::Debug for AnswerGrace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AnswerGrace(..)")
+    }
 }
 
 /// How a joined session went.
@@ -163,6 +184,10 @@ impl Session {
             }
             loop {
                 let due = self.due(last, kicked, rules);
+                let due = match (kicked, &rules.answer_grace) {
+                    (Some(_), Some(_)) => due.min(later(Instant::now(), ASKED_AGAIN)),
+                    (Some(_), None) | (None, _) => due,
+                };
                 // The timer is set again when it fires too early, not at every octet.
                 if due < timer.deadline() || timer.is_elapsed() {
                     timer.as_mut().reset(due);
@@ -186,12 +211,15 @@ impl Session {
             Some(Leg::Backend) => rules.idle.min(AFTER_BACKEND),
             Some(Leg::Client) | None => rules.idle,
         };
-        match kicked {
-            None => later(last, idle),
-            Some(at) if self.something_waits() || (rules.kick_awaits_answer && self.owed) => {
-                later(at, rules.kick_grace)
-            }
-            Some(at) => later(at, rules.kick_grace).min(later(last, QUIET)),
+        let Some(at) = kicked else { return later(last, idle) };
+        let (grace, owed) = match &rules.answer_grace {
+            Some(AnswerGrace(ask)) => (ask(), self.owed),
+            None => (rules.kick_grace, false),
+        };
+        if owed || self.something_waits() {
+            later(at, grace)
+        } else {
+            later(at, grace).min(later(last, QUIET))
         }
     }
 
