@@ -15,6 +15,8 @@ use crate::refusal::{Farewell, Refusal};
 
 /// Wrong commands before a client is sent away.
 const MAX_BAD_COMMANDS: u32 = 10;
+/// Longest verb: STARTTLS.
+const MAX_VERB: usize = 8;
 /// Longest name in EHLO that is kept.
 const MAX_HELO: usize = 255;
 /// The first octet of a TLS handshake.
@@ -86,6 +88,10 @@ impl SubmissionFront {
             return self.foreign(foreign, out);
         }
         let (verb, argument) = split_verb(line);
+        // What is longer may be a response that a refused AUTH left behind: not to be copied anywhere.
+        if verb.len() > MAX_VERB {
+            return self.bad(&Reply::new(500, (5, 2), "Unknown command"), out);
+        }
         match verb.to_ascii_uppercase().as_slice() {
             b"EHLO" | b"HELO" if is_clean(line) => {
                 let extended = verb.eq_ignore_ascii_case(b"EHLO");
