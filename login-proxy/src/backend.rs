@@ -4,9 +4,9 @@
 //! joined is closed. Which mechanism a backend is given is decided in `sasl`, once for all protocols.
 
 pub mod imap;
+pub mod managesieve;
 mod prompt;
 mod sasl;
-#[expect(dead_code, reason = "POP3 and ManageSieve come next")]
 mod xclient;
 
 use std::net::SocketAddr;
@@ -34,6 +34,8 @@ pub struct Attached {
 pub struct Welcome {
     /// IMAP: its capabilities after login, separated by spaces; empty when it did not say.
     pub capabilities: String,
+    /// ManageSieve: the mechanism's last words where they came with the yes (RFC 5804 §2.1), not in base64.
+    pub sasl: Option<Box<[u8]>>,
 }
 
 /// One attempt to log in.

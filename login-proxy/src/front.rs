@@ -4,6 +4,9 @@
 //! client is the same in all of them: `sasl`.
 
 pub mod imap;
+pub mod managesieve;
+#[cfg(test)]
+mod rehearsal;
 mod sasl;
 
 use std::net::IpAddr;

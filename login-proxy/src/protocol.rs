@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::backend::{self, Abilities, AttachError, Attached, Attempt};
 use crate::front::imap::{self, ImapFront};
+use crate::front::managesieve::{self, ManageSieveFront};
 use crate::front::{Front, Terms};
 use crate::offer::{self, Offer};
 use crate::refusal::Farewell;
@@ -39,7 +40,8 @@ pub struct Protocol {
 pub fn of(kind: LoginProtocol) -> &'static Protocol {
     match kind {
         LoginProtocol::Imap => &IMAP,
-        LoginProtocol::Pop3 | LoginProtocol::Submission | LoginProtocol::ManageSieve => &IMAP,
+        LoginProtocol::ManageSieve => &MANAGESIEVE,
+        LoginProtocol::Pop3 | LoginProtocol::Submission => &IMAP,
     }
 }
 
@@ -52,4 +54,15 @@ pub static IMAP: Protocol = Protocol {
     modest: offer::imap::modest,
     merge: offer::imap::merge,
     full: |_| imap::farewell_words(Farewell::TooManyConnections).into(),
+};
+
+/// RFC 5804.
+pub static MANAGESIEVE: Protocol = Protocol {
+    kind: LoginProtocol::ManageSieve,
+    front: |terms| Box::new(ManageSieveFront::new(terms)),
+    log_in: |endpoint, attempt| Box::pin(backend::managesieve::log_in(endpoint, attempt)),
+    probe: |endpoint, until| Box::pin(backend::managesieve::probe(endpoint, until)),
+    modest: offer::managesieve::modest,
+    merge: offer::managesieve::merge,
+    full: |_| managesieve::farewell_words(Farewell::TooManyConnections).into(),
 };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod imap;
+mod managesieve;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -48,7 +49,7 @@ pub struct Manners {
 /// What a backend does after its greeting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// Speaks IMAP.
+    /// Speaks its protocol.
     Speak,
     /// Says nothing more and keeps the connection.
     Hang,
@@ -95,6 +96,7 @@ impl Manners {
             LoginProtocol::Imap => {
                 ("IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN", "* OK [CAPABILITY CAPS] ready\r\n")
             }
+            LoginProtocol::ManageSieve => (managesieve::CAPABILITIES, "CAPS\r\nOK \"ready\"\r\n"),
             other => panic!("nobody has taught it {other}"),
         };
         Self {
@@ -321,6 +323,7 @@ impl Server {
         match self.manners.then {
             Then::Speak => match self.manners.protocol {
                 LoginProtocol::Imap => imap::speak(self, stream).await,
+                LoginProtocol::ManageSieve => managesieve::speak(self, stream).await,
                 protocol => bail!("nobody has taught it {protocol}"),
             },
             Then::Hang => until_closed(stream).await,
@@ -342,13 +345,7 @@ impl Server {
     async fn answer(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<bool> {
         self.record.note(self.number, |connection| connection.logins.push(login.clone()));
         let answer = match self.manners.verdict {
-            Verdict::ByPassword if login.password == PASSWORD => {
-                format!(
-                    "TAG OK [CAPABILITY {} IDLE] at {}\r\n",
-                    self.manners.capabilities, self.name
-                )
-            }
-            Verdict::ByPassword => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+            Verdict::ByPassword => self.by_password(login.password == PASSWORD),
             Verdict::Say(octets) => octets.to_owned(),
             Verdict::Flood(octets) => {
                 flood(stream, octets).await?;
@@ -367,12 +364,24 @@ impl Server {
                 }
             }
         };
-        let yes = answer.starts_with("TAG OK");
+        let yes = answer.strip_prefix("TAG ").unwrap_or(&answer).starts_with("OK");
         if yes {
             self.record.note(self.number, |connection| connection.logged_in = true);
         }
         say(stream, &answer.replace("TAG", tag)).await?;
         Ok(yes)
+    }
+
+    fn by_password(&self, right: bool) -> String {
+        match (self.manners.protocol, right) {
+            (LoginProtocol::ManageSieve, true) => format!("OK \"at {}\"\r\n", self.name),
+            (LoginProtocol::ManageSieve, false) => "NO \"wrong\"\r\n".to_owned(),
+            (_, true) => {
+                let capabilities = self.manners.capabilities;
+                format!("TAG OK [CAPABILITY {capabilities} IDLE] at {}\r\n", self.name)
+            }
+            (_, false) => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+        }
     }
 
     /// The next line, noted; `None` when the peer has closed.

@@ -39,7 +39,7 @@ pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attache
         Some(capabilities) => capabilities,
         None => ask_again(&mut wire).await?,
     };
-    Ok(Attached { wire, welcome: Welcome { capabilities: welcome.0 } })
+    Ok(Attached { wire, welcome: Welcome { capabilities: welcome.0, ..Welcome::default() } })
 }
 
 /// What a backend says that it can.

@@ -94,6 +94,39 @@ fn words(protocol: LoginProtocol) -> &'static [&'static str] {
             "+",
             "\u{ff}",
         ],
+        LoginProtocol::ManageSieve => &[
+            "AUTHENTICATE ",
+            "AUTHENTICATE \"PLAIN\"\r\n",
+            "AUTHENTICATE \"LOGIN\" ",
+            "AUTHENTICATE \"XOAUTH2\" \"dXNlcj1hAWF1dGg9QmVhcmVyIHQBAQ==\"\r\n",
+            "AUTHENTICATE \"SCRAM-SHA-1\"",
+            "\"PLAIN\" ",
+            "\"AGFubgBzZWNyZXQ=\"\r\n",
+            "{16+}\r\nAGFubgBzZWNyZXQ=\r\n",
+            "\"*\"\r\n",
+            "\"\"",
+            "\"",
+            "\\",
+            "{3}\r\n",
+            "{3+}\r\n",
+            "{0+}\r\n",
+            "{99999}\r\n",
+            "{20000+}\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            "\0",
+            " ",
+            "(",
+            ")",
+            "CAPABILITY\r\n",
+            "NOOP \"tag\"\r\n",
+            "NOOP ",
+            "STARTTLS\r\n",
+            "LISTSCRIPTS\r\n",
+            "PUTSCRIPT \"a\" ",
+            "\u{ff}",
+        ],
         other => panic!("nobody knows what clients of {other} say"),
     }
 }
@@ -134,4 +167,9 @@ fn answers_do_not_depend_on_the_pieces(protocol: LoginProtocol) {
 #[test]
 fn imap_answers_do_not_depend_on_the_pieces() {
     answers_do_not_depend_on_the_pieces(LoginProtocol::Imap);
+}
+
+#[test]
+fn managesieve_answers_do_not_depend_on_the_pieces() {
+    answers_do_not_depend_on_the_pieces(LoginProtocol::ManageSieve);
 }

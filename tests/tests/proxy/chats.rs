@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 const HOST: &str = "localhost";
 
 /// Protocols that have conversations.
-const PROTOCOLS: [LoginProtocol; 1] = [LoginProtocol::Imap];
+const PROTOCOLS: [LoginProtocol; 2] = [LoginProtocol::Imap, LoginProtocol::ManageSieve];
 
 fn scripts(protocol: LoginProtocol) -> Result<Vec<Script>> {
     Script::all(format!("{}/chats/{protocol}", env!("CARGO_MANIFEST_DIR")))
@@ -95,7 +95,7 @@ impl Prompter for Driver {
         match event.mailbox() {
             b"ann@example.org" | b"bob@example.org" if right => {
                 let capabilities = format!("{} IDLE", Manners::default().capabilities);
-                front.welcome(&Welcome { capabilities }, output);
+                front.welcome(&Welcome { capabilities, ..Welcome::default() }, output);
             }
             b"carl@example.org" => front.refuse(Refusal::Unavailable, output),
             _ => front.refuse(Refusal::BadCredentials, output),

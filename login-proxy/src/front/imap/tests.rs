@@ -4,6 +4,7 @@
 use shared::address::Domain;
 
 use super::*;
+use crate::front::rehearsal::{self, Heard};
 
 /// What a listener with STARTTLS offers.
 fn clear() -> Terms {
@@ -22,57 +23,8 @@ fn tls() -> Terms {
     Terms { secured: true, starttls: false, ..clear() }
 }
 
-/// How a conversation ended and what was said to the client.
-#[derive(Debug, PartialEq)]
-struct Heard {
-    said: String,
-    end: String,
-}
-
 fn converse(terms: &Terms, client: &[u8]) -> Heard {
-    let outcome = |cut: usize| {
-        let mut front = ImapFront::new(terms.clone());
-        let (mut input, mut out) = (Input::default(), Output::default());
-        let (first, rest) = client.split_at(cut);
-        let mut end = None;
-        for part in [first, rest] {
-            input.push(part);
-            while end.is_none() {
-                match front.step(&mut input, &mut out) {
-                    Ok(Step::NeedInput) => break,
-                    Ok(Step::Event(Event::Credentials(c))) => {
-                        let authzid = c.authzid.as_deref().map(String::from_utf8_lossy);
-                        end = Some(format!(
-                            "{:?} {:?} as {authzid:?}, {} unread",
-                            String::from_utf8_lossy(&c.authcid),
-                            String::from_utf8_lossy(c.password().unwrap().expose()),
-                            if cut == 0 { input.len() } else { client.len() - cut + input.len() },
-                        ));
-                        // What is unread depends on the cut; that nothing is lost does not.
-                        if cut > 0 {
-                            return None;
-                        }
-                    }
-                    Ok(Step::Event(Event::Response(_))) => panic!("nobody asked"),
-                    Ok(Step::StartTls) => {
-                        front.secured(&mut out);
-                        out.push("(TLS)\r\n");
-                    }
-                    Ok(Step::Close) => end = Some("closed".into()),
-                    Err(violation) => end = Some(violation.to_string()),
-                }
-            }
-        }
-        let said = String::from_utf8_lossy(out.queued()).into_owned();
-        Some(Heard { said, end: end.unwrap_or_default() })
-    };
-    let whole = outcome(0).unwrap();
-    for cut in 1..client.len() {
-        if let Some(heard) = outcome(cut) {
-            assert_eq!(heard, whole, "cut at {cut}");
-        }
-    }
-    whole
+    rehearsal::converse(|| ImapFront::new(terms.clone()), client)
 }
 
 fn heard(client: &str) -> String {
@@ -387,7 +339,8 @@ fn answered(before: &[u8], answer: impl Fn(&mut ImapFront, &mut Output)) -> Stri
 
 #[test]
 fn capabilities_after_login_are_the_owners() {
-    let welcome = Welcome { capabilities: "IMAP4rev1 IDLE UNAUTHENTICATE MOVE".into() };
+    let welcome =
+        Welcome { capabilities: "IMAP4rev1 IDLE UNAUTHENTICATE MOVE".into(), ..Welcome::default() };
     let quiet = answered(b"a LOGIN ann secret\r\n", |front, out| front.welcome(&welcome, out));
     assert_eq!(quiet, "a OK [CAPABILITY IMAP4rev1 IDLE MOVE] Logged in\r\n");
     let asked = answered(b"c CAPABILITY\r\na LOGIN ann secret\r\n", |front, out| {
