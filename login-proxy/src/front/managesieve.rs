@@ -4,6 +4,7 @@
 //! needs a login is refused. After login nothing of this file is involved any more: a client that asks for
 //! capabilities then is answered by its own backend.
 
+use shared::credentials::Secret;
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::sasl::{Mechanism, encode_base64};
 
@@ -132,7 +133,7 @@ impl ManageSieveFront {
                 return self.bad("Error in AUTHENTICATE: strings expected.", out).map(|()| None);
             }
         };
-        self.turn(Exchange::begin(mechanism, initial.as_ref().map(|text| text.expose())), out)
+        self.turn(Exchange::begin(mechanism, initial.as_ref().map(Secret::expose)), out)
     }
 
     fn turn(&mut self, turn: Turn, out: &mut Output) -> Result<Option<Step<Event>>, Violation> {

@@ -71,12 +71,12 @@ fn common(capability: &Capability, others: &[Vec<Capability>]) -> Option<Capabil
 }
 
 fn in_all_lists(value: Option<&str>, others: &[Option<&str>]) -> String {
-    let has = |list: &Option<&str>, word: &str| {
+    let has = |list: Option<&str>, word: &str| {
         let mut words = list.unwrap_or_default().split_ascii_whitespace();
         words.any(|theirs| theirs.eq_ignore_ascii_case(word))
     };
     let common = value.unwrap_or_default().split_ascii_whitespace();
-    let common = common.filter(|word| others.iter().all(|list| has(list, word)));
+    let common = common.filter(|word| others.iter().all(|list| has(*list, word)));
     common.collect::<Vec<_>>().join(" ")
 }
 

@@ -19,7 +19,14 @@ pub(super) async fn speak(server: &Server, mut stream: Stream) -> Result<()> {
         let list = format!("{}\r\nOK \"listed\"\r\n", server.manners.capabilities);
         match (verb.to_ascii_uppercase().as_str(), logged_in) {
             ("CAPABILITY", _) => say(&mut stream, &list).await?,
+            // Older than the RFC.
+            ("NOOP", _) if !list.contains("VERSION") => {
+                say(&mut stream, "NO \"what?\"\r\n").await?
+            }
             ("NOOP", _) => say(&mut stream, &format!("OK (TAG {rest}) \"done\"\r\n")).await?,
+            ("XCLIENT", false) if list.contains("\"XCLIENT\" \"in vain\"") => {
+                say(&mut stream, "NO \"You are not from trusted IP\"\r\n").await?;
+            }
             ("XCLIENT", false) => say(&mut stream, "OK \"updated\"\r\n").await?,
             ("STARTTLS", false) => {
                 let Some(Tls::StartTls(acceptor)) = &server.manners.tls else {

@@ -8,6 +8,7 @@ mod chats;
 mod client_faults;
 mod command_line;
 mod flips;
+mod managesieve;
 mod memory;
 mod pipelining;
 mod routing;

@@ -301,7 +301,7 @@ fn what_is_too_large_is_not_waited_for() {
 #[test]
 fn a_long_token_fits() {
     let password = "p".repeat(16 * 1024);
-    let secret = shared::credentials::Secret::new(password.clone().into_bytes());
+    let secret = Secret::new(password.clone().into_bytes());
     let sent = shared::sasl::encode_plain(b"", b"ann", &secret);
     let sent = std::str::from_utf8(sent.expose()).unwrap();
     for between in [" ", "\r\n"] {
@@ -352,7 +352,7 @@ fn a_challenge_is_a_string_and_so_is_its_answer() {
         let Ok(Step::Event(Event::Response(response))) = front.step(&mut input, &mut out) else {
             panic!("{answer:?}")
         };
-        assert_eq!(response.as_ref().map(shared::credentials::Secret::expose), expected);
+        assert_eq!(response.as_ref().map(Secret::expose), expected);
     }
     let long = answered(XOAUTH2, |front, out| front.challenge(&[b'x'; 1000], out));
     assert!(long.starts_with("{1336}\r\neHh4"), "{long}");
