@@ -7,7 +7,6 @@
 
 mod connection;
 mod pool;
-mod xclient;
 
 use std::sync::Arc;
 

@@ -326,12 +326,8 @@ impl Session {
 
     /// Refuses a command, and after too many of them the client.
     fn bad(&mut self, refusal: &Reply, line: &[u8], out: &mut Output) -> Result<(), Violation> {
-        // A browser that was made to talk to this port would go on with headers full of commands.
-        let verb = line.split(|octet| *octet == b' ').next().unwrap_or_default();
-        for foreign in ["GET", "POST", "PUT", "HEAD", "CONNECT", "OPTIONS", "PRI", "Host:"] {
-            if verb.eq_ignore_ascii_case(foreign.as_bytes()) {
-                return self.foreign(foreign, out);
-            }
+        if let Some(foreign) = command::foreign_word(line) {
+            return self.foreign(foreign, out);
         }
         say(out, refusal);
         self.bad_commands = self.bad_commands.saturating_add(1);

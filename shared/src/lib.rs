@@ -1,8 +1,9 @@
 //! What both services of Mailshift stand on.
 //!
 //! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
-//! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`smtp_client`] hears servers, [`ownership`] knows who owns an
-//! account, [`config`] reads the one configuration file, [`lifecycle`] starts and ends tasks.
+//! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`smtp_client`] hears servers,
+//! [`ownership`] knows who owns an account, [`config`] reads the one configuration file, [`lifecycle`]
+//! starts and ends tasks.
 //!
 //! What is absent: a default backend; a global; a look-up that awaits; SQL outside
 //! `ownership::store`.

@@ -9,18 +9,15 @@ use shared::backend::{BackendName, BackendTls, Endpoint, Identity, MailEndpoint,
 use shared::smtp::command::Mail;
 use shared::smtp::data::DataEncoder;
 use shared::smtp::ehlo::Extensions;
-use shared::smtp::reply::{Class, Reply, ReplyLine};
+use shared::smtp::reply::{Class, Reply};
+use shared::smtp::xclient;
+use shared::smtp_client::{self, ReplyError};
 use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
 use tokio::time::Instant;
 
-use super::xclient;
 use crate::body::Message;
 use crate::serve::Context;
 
-/// Longest line of a reply in octets with its line end; RFC 5321 §4.5.3.1.5 says 512.
-const MAX_REPLY_LINE: usize = 2048;
-/// Most lines of one reply.
-const MAX_REPLY_LINES: usize = 100;
 /// The service closes the connection (RFC 5321 §4.2.2). 221 is the answer to QUIT, but some servers say it
 /// where 421 is meant; no verdict in any case.
 const FAREWELLS: [u16; 2] = [221, 421];
@@ -315,15 +312,20 @@ impl Connection {
     ///
     /// What is said in EHLO behind it counts for the client's name, too, so that is said, if it is one.
     async fn name_client(&mut self, introduction: Introduction<'_>) -> Result<(), DeliveryError> {
-        if !self.offered.takes_xclient(xclient::ADDRESS) {
+        let Introduction { hostname, client, local, helo, extended } = introduction;
+        let subject = xclient::Subject { client, local, helo, extended, login: None };
+        let commands = xclient::commands(&self.offered, subject);
+        if commands.is_empty() {
             let peer = self.wire.peer();
             tracing::warn!(%peer, "the owner offers no XCLIENT, so it takes us for the client");
             return Ok(());
         }
-        self.wire.say(xclient::command(&self.offered, introduction)).await?;
-        self.expect(Class::Accepted).await?;
-        let helo = xclient::helo(introduction);
-        self.hello(helo.as_ref().map_or(introduction.hostname, Domain::as_str)).await
+        for command in commands {
+            self.wire.say(command).await?;
+            self.expect(Class::Accepted).await?;
+        }
+        let helo = Domain::parse(helo).ok();
+        self.hello(helo.as_ref().map_or(hostname, Domain::as_str)).await
     }
 
     /// EHLO or LHLO, and what is offered in answer.
@@ -332,16 +334,9 @@ impl Connection {
             MailProtocol::Smtp => "EHLO",
             MailProtocol::Lmtp => "LHLO",
         };
-        self.wire.say(format!("{verb} {hostname}\r\n")).await?;
         let mut offered = Extensions::default();
-        let mut first = true;
-        let reply = self
-            .reply_with(|line| {
-                if !std::mem::take(&mut first) {
-                    offered.add(line);
-                }
-            })
-            .await?;
+        let said = smtp_client::hello(&mut self.wire, verb, hostname, |line| offered.add(line));
+        let reply = unless_farewell(said.await?)?;
         self.offered = offered;
         match (reply.class(), self.protocol) {
             (Class::Accepted, _) => Ok(()),
@@ -363,33 +358,21 @@ impl Connection {
     }
 
     async fn reply(&mut self) -> Result<Reply, DeliveryError> {
-        self.reply_with(|_| {}).await
+        unless_farewell(smtp_client::reply(&mut self.wire).await?)
     }
+}
 
-    /// Reads one reply, of any number of lines with one code. A farewell is the end of the connection,
-    /// whatever it was the answer to; the one to QUIT is not read.
-    async fn reply_with(&mut self, mut each: impl FnMut(&str)) -> Result<Reply, DeliveryError> {
-        let mut code = None;
-        for _ in 0..MAX_REPLY_LINES {
-            let line = self.wire.line(MAX_REPLY_LINE).await?;
-            let line =
-                ReplyLine::parse(line.octets()).ok_or(DeliveryError::Protocol("not a reply"))?;
-            if code.is_some_and(|code| code != line.code) {
-                return Err(DeliveryError::Protocol("a reply with two codes"));
-            }
-            code = Some(line.code);
-            each(line.text);
-            if line.more {
-                continue;
-            }
-            let reply = Reply::of_lines(line.code, line.text);
-            return if FAREWELLS.contains(&reply.code()) {
-                Err(DeliveryError::Unwilling(reply))
-            } else {
-                Ok(reply)
-            };
+/// A farewell is the end of the connection, whatever it was the answer to; the one to QUIT is not read.
+fn unless_farewell(reply: Reply) -> Result<Reply, DeliveryError> {
+    if FAREWELLS.contains(&reply.code()) { Err(DeliveryError::Unwilling(reply)) } else { Ok(reply) }
+}
+
+impl From<ReplyError> for DeliveryError {
+    fn from(error: ReplyError) -> Self {
+        match error {
+            ReplyError::Wire(error) => Self::Wire(error),
+            ReplyError::Malformed(what) => Self::Protocol(what),
         }
-        Err(DeliveryError::Protocol("an endless reply"))
     }
 }
 

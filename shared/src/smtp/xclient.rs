@@ -171,6 +171,17 @@ mod tests {
     }
 
     #[test]
+    fn the_address_is_said_however_long_the_rest_is() {
+        for length in 1..=300 {
+            let helo = "abcdefghi.".repeat(30);
+            let helo = helo[..length].trim_end_matches('.');
+            let lines = said(POSTFIX, helo, None);
+            assert!(lines.iter().all(|line| line.len() <= MAX_LINE), "{lines:?}");
+            assert!(lines.last().unwrap().ends_with(" ADDR=IPV6:2001:db8::7\r\n"), "{lines:?}");
+        }
+    }
+
+    #[test]
     fn a_value_cannot_end_its_attribute_or_its_line() {
         assert_eq!(xtext("a b\r\n=+é"), "a+20b+0D+0A+3D+2B+C3+A9");
     }

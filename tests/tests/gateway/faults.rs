@@ -153,7 +153,7 @@ async fn an_owner_that_answers_a_recipient_too_late_is_hung_up_on_and_not_asked_
 async fn an_owner_that_talks_without_end_is_given_up() -> Result<()> {
     const ENDLESS: &str = "250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x\r\n250-x";
     let many: &'static str = Box::leak(format!("{ENDLESS}\r\n").repeat(100).into_boxed_str());
-    let long: &'static str = Box::leak(format!("250 {}", "x".repeat(5000)).into_boxed_str());
+    let long: &'static str = Box::leak(format!("250 {}", "x".repeat(13 * 1024)).into_boxed_str());
     for talk in [many, long] {
         let (_old, node) = alone(Manners::default().but("RCPT", Answer::Say(talk))).await?;
         let reply = smtp::send(node.address, SENDER, &[ANN], &smtp::message("x")).await?;
