@@ -118,8 +118,8 @@ pub enum AttachError {
     #[error("it broke the protocol: {0}")]
     Protocol(&'static str),
     /// The credentials are wrong.
-    #[error("it rejected the credentials")]
-    Rejected,
+    #[error("it rejected the credentials: {0}")]
+    Rejected(Reason),
     /// It is out of order for now.
     #[error("it is unavailable")]
     Unavailable,
@@ -132,6 +132,35 @@ pub enum AttachError {
     /// The client did not answer the backend's challenge.
     #[error("the client gave up")]
     Cancelled,
+}
+
+/// What a backend says of credentials that it rejects: printable ASCII, without quotes, so that it can be
+/// said in every protocol and logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason(Box<str>);
+
+impl Reason {
+    /// Longest reason that is passed on, in octets.
+    const MAX: usize = 200;
+
+    /// What can be said of `text`.
+    fn of(text: &str) -> Self {
+        let printable =
+            |c: char| if matches!(c, ' '..='~') && !"\"\\".contains(c) { c } else { '?' };
+        let text: String = text.trim().chars().take(Self::MAX).map(printable).collect();
+        Self(if text.is_empty() { "Authentication failed.".into() } else { text.into() })
+    }
+
+    /// The words.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Connects to `endpoint` for `client`, or for nobody (a probe), with the deadlines of a login.
@@ -155,4 +184,25 @@ async fn connect(
 /// trying again would make it worse.
 fn says_too_many_sessions(text: &str) -> bool {
     text.contains("Maximum number of connections")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error's name, without what it carries.
+    pub(super) fn cause(error: &AttachError) -> String {
+        let shown = format!("{error:?}");
+        shown.split(['(', ' ']).next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn a_reason_cannot_say_more_than_one_line() {
+        assert_eq!(
+            Reason::of(" Password \"expired\"\r\n* BYE é").as_str(),
+            "Password ?expired???* BYE ?"
+        );
+        assert_eq!(Reason::of(&"x".repeat(300)).as_str().len(), Reason::MAX);
+        assert_eq!(Reason::of("").as_str(), "Authentication failed.");
+    }
 }

@@ -37,6 +37,10 @@ pub trait Front: Dialogue<Event = Event> + Send + Sync {
     /// Says no to the credentials that were last given; the client may try again.
     fn refuse(&mut self, refusal: Refusal, out: &mut Output);
 
+    /// Says no to the credentials that were last given, in their owner's words, which are one line of
+    /// printable ASCII without quotes; the client may try again.
+    fn reject(&mut self, reason: &str, out: &mut Output);
+
     /// Says yes; the backend speaks from here on.
     fn welcome(&mut self, welcome: &Welcome, out: &mut Output);
 

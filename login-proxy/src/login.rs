@@ -26,7 +26,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use self::record::{Record, Tried};
 use self::route::{Granted, Place, route};
-use crate::backend::{Attempt, Client, prompt};
+use crate::backend::{Attempt, Client, Reason, prompt};
 use crate::front::{Event, Front, Terms, Told};
 use crate::offer::CurrentOffer;
 use crate::protocol::Protocol;
@@ -58,6 +58,13 @@ pub struct Context {
     pub protocol: &'static Protocol,
     /// What is advertised before login.
     pub offer: Arc<CurrentOffer>,
+}
+
+/// A no to an attempt.
+struct Refused {
+    refusal: Refusal,
+    /// In the backend's words, where the client may hear them.
+    reason: Option<Reason>,
 }
 
 /// How a connection ended that was not joined.
@@ -119,13 +126,14 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
     loop {
         let credentials = next_credentials(cx, &mut *front, wire).await?;
         let began = Instant::now();
-        let refusal = match attempt(cx, session, &mut *front, wire, &credentials).await? {
-            Ok(granted) => {
-                front.welcome(&granted.attached.welcome, &mut wire.output);
-                return Ok(granted);
-            }
-            Err(refusal) => refusal,
-        };
+        let Refused { refusal, reason } =
+            match attempt(cx, session, &mut *front, wire, &credentials).await? {
+                Ok(granted) => {
+                    front.welcome(&granted.attached.welcome, &mut wire.output);
+                    return Ok(granted);
+                }
+                Err(refused) => refused,
+            };
         drop(credentials);
         if refusal == Refusal::BadCredentials {
             refused += 1;
@@ -133,7 +141,10 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
             // password from a name that nobody has.
             sleep_until(began.checked_add(cx.rules.failure_delay).unwrap_or(began)).await;
         }
-        front.refuse(refusal, &mut wire.output);
+        match reason {
+            Some(reason) => front.reject(reason.as_str(), &mut wire.output),
+            None => front.refuse(refusal, &mut wire.output),
+        }
         // A fault of ours is no guess of the client's: how often it may come again is bounded by the time
         // for the whole login.
         if refused >= cx.rules.max_failures {
@@ -188,7 +199,7 @@ async fn attempt(
     front: &mut dyn Front,
     wire: &mut Wire,
     credentials: &Credentials,
-) -> Result<Result<Granted, Refusal>, Unjoined> {
+) -> Result<Result<Granted, Refused>, Unjoined> {
     let began = Instant::now();
     // An attempt ends with the time for the whole login, if not before.
     let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
@@ -223,7 +234,7 @@ async fn attempt(
         }
         Err(denied) => {
             tried.log_refusal(&denied);
-            Err(denied.refusal())
+            Err(Refused { refusal: denied.refusal(), reason: denied.reason(cx.protocol.kind) })
         }
     })
 }

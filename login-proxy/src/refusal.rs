@@ -53,7 +53,7 @@ impl From<&ownership::Refusal> for Refusal {
 impl From<&AttachError> for Refusal {
     fn from(error: &AttachError) -> Self {
         match error {
-            AttachError::Rejected => Self::BadCredentials,
+            AttachError::Rejected(_) => Self::BadCredentials,
             AttachError::TooManySessions => Self::TooManySessions,
             AttachError::Cancelled => Self::Cancelled,
             AttachError::Connect(_)

@@ -101,7 +101,7 @@ pub(super) async fn invited<C: Carrier>(carrier: &mut C) -> Result<(), AttachErr
     match carrier.answer().await {
         Ok(Answer::Challenge(_)) => Ok(()),
         Ok(Answer::Yes(_)) => Err(AttachError::Protocol("yes before the credentials")),
-        Err(AttachError::Rejected) => Err(AttachError::Refuses),
+        Err(AttachError::Rejected(_)) => Err(AttachError::Refuses),
         Err(error) => Err(error),
     }
 }

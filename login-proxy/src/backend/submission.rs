@@ -12,7 +12,7 @@ use shared::wire::Wire;
 use tokio::time::Instant;
 
 use super::sasl::{self, Answer, Carrier};
-use super::{Abilities, AttachError, Attached, Attempt, Client, Welcome, connect};
+use super::{Abilities, AttachError, Attached, Attempt, Client, Reason, Welcome, connect};
 
 /// Longest command in octets with its line end (RFC 5321 §4.5.3.1.4): longer responses go in a line of
 /// their own, for which there is a limit of its own (RFC 4954 §4).
@@ -200,10 +200,10 @@ fn refusal(reply: &Reply) -> AttachError {
     if let (Class::Permanent, Some(Enhanced { subject: 7, detail: 8 | 13 })) =
         (reply.class(), reply.enhanced())
     {
-        return AttachError::Rejected;
+        return AttachError::Rejected(Reason::of(reply.text()));
     }
     match reply.code() {
-        535 => AttachError::Rejected,
+        535 => AttachError::Rejected(Reason::of(reply.text())),
         // Too weak a mechanism, encryption required and all else that blames how we speak: 534, 538, 50x.
         _ => unwilling(reply),
     }
@@ -233,9 +233,10 @@ impl From<ReplyError> for AttachError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::cause;
 
     fn heard(code: u16, text: &str) -> String {
-        format!("{:?}", refusal(&Reply::of_lines(code, text)))
+        cause(&refusal(&Reply::of_lines(code, text)))
     }
 
     #[test]

@@ -261,6 +261,16 @@ impl ImapFront {
         Ok(())
     }
 
+    fn say_no(&mut self, words: &str, out: &mut Output) {
+        // A client that was asked something may be refused before it has answered.
+        let (State::Answer { tag } | State::Sasl { tag, .. }) =
+            std::mem::replace(&mut self.state, State::Command)
+        else {
+            return;
+        };
+        answer(out, &tag, words);
+    }
+
     fn refuse_plaintext(&self, tag: &str, out: &mut Output) {
         let how = if self.terms.starttls { "use STARTTLS first" } else { "use the TLS port" };
         answer(out, tag, &format!("NO [PRIVACYREQUIRED] No passwords in the clear, {how}."));
@@ -365,13 +375,11 @@ impl Front for ImapFront {
     }
 
     fn refuse(&mut self, refusal: Refusal, out: &mut Output) {
-        // A client that was asked something may be refused before it has answered.
-        let (State::Answer { tag } | State::Sasl { tag, .. }) =
-            std::mem::replace(&mut self.state, State::Command)
-        else {
-            return;
-        };
-        answer(out, &tag, refusal_words(refusal));
+        self.say_no(refusal_words(refusal), out);
+    }
+
+    fn reject(&mut self, reason: &str, out: &mut Output) {
+        self.say_no(&format!("NO [AUTHENTICATIONFAILED] {reason}"), out);
     }
 
     fn welcome(&mut self, welcome: &Welcome, out: &mut Output) {

@@ -167,6 +167,15 @@ impl ManageSieveFront {
         }
     }
 
+    fn say_no(&mut self, words: &str, out: &mut Output) {
+        // A client that was asked something may be refused before it has answered.
+        if matches!(self.state, State::Command) {
+            return;
+        }
+        self.state = State::Command;
+        out.push(words);
+    }
+
     fn refuse_plaintext(&self, out: &mut Output) {
         let how = if self.terms.starttls { "use STARTTLS first" } else { "use TLS" };
         out.push(format!("NO (ENCRYPT-NEEDED) \"No passwords in the clear, {how}.\"\r\n"));
@@ -269,12 +278,11 @@ impl Front for ManageSieveFront {
     }
 
     fn refuse(&mut self, refusal: Refusal, out: &mut Output) {
-        // A client that was asked something may be refused before it has answered.
-        if matches!(self.state, State::Command) {
-            return;
-        }
-        self.state = State::Command;
-        out.push(refusal_words(refusal));
+        self.say_no(refusal_words(refusal), out);
+    }
+
+    fn reject(&mut self, reason: &str, out: &mut Output) {
+        self.say_no(&format!("NO \"{reason}\"\r\n"), out);
     }
 
     fn welcome(&mut self, welcome: &Welcome, out: &mut Output) {

@@ -254,6 +254,11 @@ impl Front for Pop3Front {
         answer(out, refusal_words(refusal));
     }
 
+    fn reject(&mut self, reason: &str, out: &mut Output) {
+        self.state = State::Command;
+        answer(out, &format!("-ERR [AUTH] {reason}"));
+    }
+
     fn welcome(&mut self, _: &Welcome, out: &mut Output) {
         self.state = State::Command;
         answer(out, "+OK Logged in.");

@@ -328,6 +328,11 @@ impl Front for SubmissionFront {
         self.state = if reply.code() == 421 { State::Closing } else { State::Command };
     }
 
+    fn reject(&mut self, reason: &str, out: &mut Output) {
+        say(out, &Reply::new(535, (7, 8), reason));
+        self.state = State::Command;
+    }
+
     fn welcome(&mut self, _: &Welcome, out: &mut Output) {
         say(out, &Reply::new(235, (7, 0), "Authentication successful"));
         self.state = State::Command;

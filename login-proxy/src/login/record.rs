@@ -47,7 +47,7 @@ impl Tried<'_> {
             }
             Denied::Backend {
                 owner,
-                why: why @ (AttachError::Rejected | AttachError::Cancelled),
+                why: why @ (AttachError::Rejected(_) | AttachError::Cancelled),
             } => {
                 let (account, owner) = (&owner.account, &owner.backend.name);
                 tracing::info!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");

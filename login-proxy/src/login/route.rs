@@ -1,5 +1,6 @@
 //! From credentials to a granted session: names, registration, owner, backend, comparison (P4).
 
+use shared::backend::LoginProtocol;
 use shared::config::NamesConfig;
 use shared::credentials::Credentials;
 use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
@@ -8,7 +9,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::backend::{AttachError, Attached, Attempt};
+use crate::backend::{AttachError, Attached, Attempt, Reason};
 use crate::refusal::Refusal;
 
 /// How often one attempt is routed anew because the account was moved meanwhile.
@@ -66,6 +67,19 @@ impl Denied {
             Self::Owner(refusal) => Refusal::from(refusal),
             Self::Backend { why, .. } => Refusal::from(why),
             Self::Loop | Self::Restless => Refusal::Unavailable,
+        }
+    }
+}
+
+impl Denied {
+    /// What the backend said of the credentials, where its configuration lets the client hear it (LOG-16).
+    pub(super) fn reason(&self, protocol: LoginProtocol) -> Option<Reason> {
+        match self {
+            Self::Backend { owner, why: AttachError::Rejected(reason) } => {
+                let endpoint = owner.backend.login(protocol)?;
+                (!endpoint.hide_auth_errors).then(|| reason.clone())
+            }
+            _ => None,
         }
     }
 }

@@ -46,8 +46,8 @@ async fn xclient_names_the_client_and_nothing_that_would_give_it_rights() -> Res
         send_as(&node, "198.51.100.7").await?;
         assert_eq!(
             old.heard("XCLIENT"),
-            ["XCLIENT HELO=client.example.com PROTO=ESMTP NAME=[TEMPUNAVAIL] \
-              REVERSE_NAME=[TEMPUNAVAIL] PORT=4711 DESTADDR=192.0.2.1 DESTPORT=25 ADDR=198.51.100.7"]
+            ["XCLIENT NAME=[TEMPUNAVAIL] REVERSE_NAME=[TEMPUNAVAIL] HELO=client.example.com \
+              PROTO=ESMTP PORT=4711 DESTADDR=192.0.2.1 DESTPORT=25 ADDR=198.51.100.7"]
         );
         let lines = &old.connections()[0].lines;
         let verbs: Vec<&str> = lines.iter().map(|line| &line[1..4]).collect();

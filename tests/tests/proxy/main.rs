@@ -16,6 +16,7 @@ mod memory;
 mod names;
 mod pipelining;
 mod pop3;
+mod reasons;
 mod routing;
 mod secrets;
 mod submission;

@@ -2,7 +2,7 @@
 
 use shared::wire::{Wire, WireError};
 
-use crate::backend::{AttachError, says_too_many_sessions};
+use crate::backend::{AttachError, Reason, says_too_many_sessions};
 
 /// Longest line of a response in octets, its line end included.
 const MAX_LINE: usize = 8 * 1024;
@@ -145,7 +145,7 @@ impl Reply {
             | (_, Status::Bad | Status::Preauth | Status::Continue | Status::Ok) => {
                 AttachError::Refuses
             }
-            (_, Status::No) => AttachError::Rejected,
+            (_, Status::No) => AttachError::Rejected(Reason::of(&self.text)),
         }
     }
 }
@@ -181,6 +181,7 @@ fn after_word<'a>(text: &'a str, word: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::cause;
 
     #[test]
     fn a_refusal_is_judged_by_its_code() {
@@ -203,7 +204,7 @@ mod tests {
             ("BYE going", "Unavailable"),
         ] {
             let reply = Reply::parse(line).unwrap();
-            assert_eq!(format!("{:?}", reply.refusal()), expected, "{line}");
+            assert_eq!(cause(&reply.refusal()), expected, "{line}");
         }
     }
 

@@ -3,7 +3,7 @@
 use shared::credentials::Secret;
 use shared::wire::{Wire, WireError};
 
-use crate::backend::AttachError;
+use crate::backend::{AttachError, Reason};
 use crate::managesieve::{Limits, Parsed, Word, parse, strings};
 
 /// What a server may say in one line. Quoted strings are longer than they should be where a server lists
@@ -128,7 +128,7 @@ impl Reply {
                 AttachError::Refuses
             }
             (_, Status::Bye) => AttachError::Unavailable,
-            (_, Status::No) => AttachError::Rejected,
+            (_, Status::No) => AttachError::Rejected(Reason::of(&self.text)),
             (_, Status::Ok) => AttachError::Protocol("yes out of turn"),
         }
     }
@@ -136,7 +136,7 @@ impl Reply {
     /// What a refusal means that cannot be about credentials, since none were given or they were taken.
     pub(super) fn refusal_of_all(&self) -> AttachError {
         match self.refusal() {
-            AttachError::Rejected => AttachError::Refuses,
+            AttachError::Rejected(_) => AttachError::Refuses,
             error => error,
         }
     }
@@ -145,6 +145,7 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::cause;
 
     fn said(line: &str) -> Option<Said> {
         let line = format!("{line}\r\n");
@@ -171,7 +172,7 @@ mod tests {
             ("BYE (TRYLATER) \"too many\"", "Unavailable"),
         ] {
             let Some(Said::Reply(reply)) = said(line) else { panic!("{line}") };
-            assert_eq!(format!("{:?}", reply.refusal()), expected, "{line}");
+            assert_eq!(cause(&reply.refusal()), expected, "{line}");
         }
     }
 

@@ -3,7 +3,7 @@
 use shared::sasl::decode_base64;
 use shared::wire::Wire;
 
-use crate::backend::{AttachError, says_too_many_sessions};
+use crate::backend::{AttachError, Reason, says_too_many_sessions};
 
 /// Longest line of a reply in octets, its line end included: RFC 2449 has 512, a challenge may be longer.
 const MAX_LINE: usize = 8 * 1024;
@@ -66,8 +66,10 @@ impl No {
     /// so when it is not, and the others cannot.
     pub(super) fn to_credentials(&self) -> AttachError {
         match self.code.as_str() {
-            "" if !says_too_many_sessions(&self.text) => AttachError::Rejected,
-            "AUTH" => AttachError::Rejected,
+            "" if !says_too_many_sessions(&self.text) => {
+                AttachError::Rejected(Reason::of(&self.text))
+            }
+            "AUTH" => AttachError::Rejected(Reason::of(&self.text)),
             _ => self.to_anything_else(),
         }
     }
@@ -114,6 +116,7 @@ async fn line(wire: &mut Wire) -> Result<String, AttachError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::tests::cause;
 
     #[test]
     fn a_no_is_judged_by_its_code_and_by_what_it_answers() {
@@ -140,8 +143,8 @@ mod tests {
             ("[X-OTHER] what", "Refuses", "Refuses"),
         ] {
             let Some(Reply::Err(no)) = Reply::parse(&format!("-ERR {text}")) else { panic!() };
-            assert_eq!(format!("{:?}", no.to_credentials()), to_credentials, "{text}");
-            assert_eq!(format!("{:?}", no.to_anything_else()), to_anything_else, "{text}");
+            assert_eq!(cause(&no.to_credentials()), to_credentials, "{text}");
+            assert_eq!(cause(&no.to_anything_else()), to_anything_else, "{text}");
         }
     }
 
