@@ -50,10 +50,34 @@ needs_of_try() {
 
 needs_of_test() {
     needs_of_try
+    needs_of_servers
+    needs_of_clients
+    need util-linux setpriv setsid
+}
+
+# Servers that the tests start for themselves.
+needs_of_servers() {
+    for protocol in pop3 submission; do
+        need "dovecot-${protocol}d" \
+            "/usr/lib/dovecot/$protocol-login /usr/libexec/dovecot/$protocol-login"
+    done
+    need 'dovecot-managesieved dovecot-sieve' \
+        '/usr/lib/dovecot/managesieve-login /usr/libexec/dovecot/managesieve-login' sievec
     need postgresql '/usr/lib/postgresql/*/bin/initdb /usr/bin/initdb'
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
     need openssl openssl
-    need util-linux setpriv setsid
+}
+
+# Mail programs as people use them.
+needs_of_clients() {
+    need isync mbsync
+    need fetchmail fetchmail
+    need msmtp msmtp
+    # Without these two it knows neither TLS nor CRAM.
+    need 'swaks libnet-ssleay-perl libdigest-hmac-perl' swaks
+    need neomutt neomutt
+    need sieve-connect sieve-connect
+    need python3 python3
 }
 
 # ---- Rust --------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ pub mod place;
 pub mod ports;
 pub mod postfix;
 pub mod postgres;
+pub mod program;
 pub mod rows;
 pub mod sink;
 pub mod smtp;

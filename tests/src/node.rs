@@ -36,11 +36,19 @@ pub struct Options {
     pub mx: String,
     /// More keys of `[login]`.
     pub login: String,
+    /// Listen for POP3, submission and ManageSieve, too.
+    pub every_protocol: bool,
     /// Where the services listen, if not on ports that the system chooses: SMTP, IMAP, IMAP with TLS.
     pub listen: Option<[SocketAddr; 3]>,
     /// Whom the services run as, if not this user. Wants root, or `sudo -n`.
     pub run_as: Option<User>,
 }
+
+/// The login proxy's listeners in the order of the configuration, which is that of its log; the first two
+/// are there always.
+const LISTENERS: [&str; 7] =
+    ["imap", "imaps", "pop3", "pop3s", "submission", "submissions", "managesieve"];
+const ALWAYS: usize = 2;
 
 /// Both services of one node. They stop with this value.
 #[derive(Debug)]
@@ -50,9 +58,9 @@ pub struct Node {
     /// The login proxy, while it runs.
     pub proxy: Option<Child>,
     smtp: SocketAddr,
-    imap: SocketAddr,
-    imaps: SocketAddr,
+    logins: Vec<SocketAddr>,
     ca_file: PathBuf,
+    every_protocol: bool,
     run_as: Option<User>,
     place: Place,
 }
@@ -65,7 +73,7 @@ impl Node {
     /// One does not; the end of its log is in the message.
     pub async fn start(options: &Options, ca: &TestCa) -> Result<Self> {
         let place = Place::new()?;
-        let identities = [ca.issue(IMAP_HOST)?, ca.issue(MX_HOST)?];
+        let identities = [ca.issue(IMAP_HOST)?, ca.issue(MX_HOST)?, ca.issue("localhost")?];
         place.directory("state", 0o700, options.run_as)?;
         place.write("mailshift.toml", &configuration(options, &identities, &place), 0o644, None)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -73,8 +81,8 @@ impl Node {
             gateway: None,
             proxy: None,
             smtp: nowhere,
-            imap: nowhere,
-            imaps: nowhere,
+            logins: Vec::new(),
+            every_protocol: options.every_protocol,
             ca_file: ca.file(),
             run_as: options.run_as,
             place,
@@ -96,10 +104,9 @@ impl Node {
         // Both at once: each waits for the table.
         let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
         self.smtp = first(&serving(&gateway).await?)?;
-        let [imap, imaps] = *serving(&proxy).await? else {
-            anyhow::bail!("two listeners were asked for")
-        };
-        (self.imap, self.imaps) = (imap, imaps);
+        self.logins = serving(&proxy).await?;
+        let asked = listeners(self.every_protocol).len();
+        ensure!(self.logins.len() == asked, "{asked} listeners were asked for");
         (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
         Ok(())
     }
@@ -143,12 +150,23 @@ impl Node {
 
     /// Where the login proxy speaks IMAP, with STARTTLS.
     pub fn imap(&self) -> SocketAddr {
-        self.imap
+        self.listener("imap")
     }
 
     /// Where it speaks IMAP with implicit TLS.
     pub fn imaps(&self) -> SocketAddr {
-        self.imaps
+        self.listener("imaps")
+    }
+
+    /// Where the login proxy listens by the name of a listener, such as `pop3s`.
+    ///
+    /// # Panics
+    ///
+    /// There is no such listener.
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        let position = LISTENERS.iter().position(|listener| *listener == name);
+        let address = position.and_then(|position| self.logins.get(position));
+        *address.unwrap_or_else(|| panic!("the login proxy has no listener {name}"))
     }
 
     /// Sends a message with this subject to one recipient through the gateway.
@@ -179,7 +197,7 @@ impl Node {
     /// Nobody is there, or does not greet.
     pub async fn connect(&self) -> Result<Imap> {
         let tls = crate::test_ca::connector_trusting(&self.ca_file)?;
-        Imap::connect_tls(self.imaps, &tls, IMAP_HOST).await
+        Imap::connect_tls(self.imaps(), &tls, IMAP_HOST).await
     }
 
     /// Logs in through the login proxy; the password is that of all test accounts.
@@ -234,9 +252,16 @@ impl Node {
     }
 }
 
-/// The sections of a backend that is a Dovecot: LMTP and IMAP, the client's address by XCLIENT and ID.
+/// The sections of a backend that is a Dovecot: LMTP and what its users speak, the client's address by
+/// XCLIENT and ID.
 pub fn dovecot(name: &str, server: &Dovecot) -> String {
-    by_lmtp(name, server.lmtp(), server.imap())
+    let mut text = by_lmtp(name, server.lmtp(), server.imap());
+    if server.is_full() {
+        text += &login(name, "pop3", server.pop3());
+        text += &login(name, "submission", server.submission());
+        text += &login(name, "managesieve", server.managesieve());
+    }
+    text
 }
 
 /// The same on ways of one's own to both ([`crate::link::Link`]).
@@ -256,19 +281,32 @@ host = \"{}\"
 port = {}
 protocol = \"{protocol}\"
 identity = \"xclient\"
-[backends.{name}.imap]
-host = \"{}\"
-port = {}
 ",
         mail.ip(),
         mail.port(),
-        imap.ip(),
-        imap.port()
-    )
+    ) + &login(name, "imap", imap)
 }
 
-fn configuration(options: &Options, identities: &[Identity; 2], place: &Place) -> String {
-    let [smtp, imap, imaps] = options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
+/// The section of a backend for a protocol that users log in by.
+pub fn login(name: &str, protocol: &str, address: SocketAddr) -> String {
+    let (host, port) = (address.ip(), address.port());
+    format!("[backends.{name}.{protocol}]\nhost = \"{host}\"\nport = {port}\n")
+}
+
+fn listeners(every_protocol: bool) -> &'static [&'static str] {
+    let count = if every_protocol { LISTENERS.len() } else { ALWAYS };
+    LISTENERS.get(..count).unwrap_or_default()
+}
+
+fn configuration(options: &Options, identities: &[Identity], place: &Place) -> String {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let [smtp, first @ ..] = options.listen.unwrap_or([anywhere; 3]);
+    let logins: String = listeners(options.every_protocol)
+        .iter()
+        .enumerate()
+        .map(|(position, name)| (name, first.get(position).unwrap_or(&anywhere)))
+        .map(|(name, address)| format!("{name} = {{ listen = [\"{address}\"] }}\n"))
+        .collect();
     let certificates: Vec<String> = identities
         .iter()
         .map(|Identity { cert_file, key_file }| {
@@ -294,9 +332,7 @@ smtp = {{ listen = [\"{smtp}\"] }}
 {mx}
 [login]
 hostname = \"{IMAP_HOST}\"
-imap = {{ listen = [\"{imap}\"] }}
-imaps = {{ listen = [\"{imaps}\"] }}
-failure_delay = \"0s\"
+{logins}failure_delay = \"0s\"
 {login}
 [log]
 format = \"json\"
