@@ -6,15 +6,17 @@
 pub mod imap;
 mod prompt;
 mod sasl;
-#[expect(dead_code, reason = "POP3 and ManageSieve come next")]
+mod watch;
+#[cfg_attr(not(test), expect(dead_code, reason = "POP3 and ManageSieve come next"))]
 mod xclient;
 
 use std::net::SocketAddr;
 
 use shared::backend::{Endpoint, LoginProtocol};
 use shared::credentials::Credentials;
+use shared::proxy_protocol::Extensions;
 use shared::sasl::Mechanisms;
-use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
+use shared::wire::{ConnectError, Deadlines, Proxied, Watch, Wire, WireError};
 use tokio::time::Instant;
 
 pub use self::prompt::{Asked, Prompt, prompt};
@@ -27,6 +29,8 @@ pub struct Attached {
     pub wire: Wire,
     /// What the client is to be told.
     pub welcome: Welcome,
+    /// Looks for what would log another user in on the joined connection, where the backend has that.
+    pub watch: Option<Box<dyn Watch>>,
 }
 
 /// What the client is to be told of its backend.
@@ -60,8 +64,10 @@ pub struct Client<'a> {
     pub session: &'a str,
     /// Hops through login proxies that this login may still take: a loop ends.
     pub ttl: u8,
-    /// Its connection is secured.
-    pub secured: bool,
+    /// The version of TLS on its connection, such as `TLSv1.3`; `None` in the clear.
+    pub tls: Option<&'a str>,
+    /// The server name that it asked for in TLS.
+    pub authority: Option<&'a str>,
     /// What it told of itself.
     pub told: &'a Told,
 }
@@ -130,5 +136,10 @@ async fn connect(
     let reply = endpoint.reply_timeout;
     let deadlines = Deadlines { read: reply, write: reply, until: Some(until) };
     let proxied = client.map(|client| Proxied { client: client.address, local: client.local });
-    Ok(Wire::connect(endpoint, proxied, deadlines).await?)
+    let extensions = client.map_or_else(Extensions::default, |client| Extensions {
+        authority: client.authority,
+        unique_id: Some(client.session),
+        tls: client.tls,
+    });
+    Ok(Wire::connect_telling(endpoint, proxied, extensions, deadlines).await?)
 }

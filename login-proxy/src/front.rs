@@ -3,6 +3,7 @@
 //! No front knows a backend, and the driver in [`crate::login`] knows no protocol. What SASL asks of a
 //! client is the same in all of them: `sasl`.
 
+mod forwarded;
 pub mod imap;
 mod sasl;
 

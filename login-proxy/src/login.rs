@@ -6,23 +6,27 @@
 //! A failed attempt goes back to the front, and the next one is routed afresh on a new connection; only
 //! a backend's yes joins, and only while the row that led there still stands.
 
-use std::net::SocketAddr;
+mod record;
+mod route;
+
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::LoginProtocol;
 use shared::config::{LoginConfig, NamesConfig};
 use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Seat};
-use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
+use shared::ownership::Ownership;
 use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
 
-use crate::backend::{AttachError, Attached, Attempt, Client, prompt};
-use crate::front::{Event, Front, Terms};
+use self::record::{Record, Tried};
+use self::route::{Granted, Place, route};
+use crate::backend::{Attempt, Client, prompt};
+use crate::front::{Event, Front, Terms, Told};
 use crate::offer::CurrentOffer;
 use crate::protocol::Protocol;
 use crate::refusal::{Farewell, Refusal};
@@ -31,8 +35,6 @@ use crate::refusal::{Farewell, Refusal};
 const WRITE: Duration = Duration::from_mins(1);
 /// Longest wait for a client to take our last words.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// How often one attempt is routed anew because the account was moved meanwhile.
-const MAX_ROUTINGS: u32 = 8;
 /// Hops through login proxies that a login may still take (Dovecot's TTL): a loop ends.
 const TTL: u8 = 5;
 
@@ -66,13 +68,6 @@ enum Unjoined {
     Farewell(Farewell),
     #[error(transparent)]
     Wire(#[from] WireError),
-}
-
-/// A session that may be joined: its backend said yes and its row still stands.
-struct Granted {
-    attached: Attached,
-    owner: Owner,
-    registration: Registration,
 }
 
 /// Speaks with one client until its session is joined, which is a task of its own, or it is gone.
@@ -116,7 +111,7 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
         secured: wire.is_secured(),
         starttls: cx.tls.is_some() && !cx.implicit_tls,
         plaintext: cx.rules.allow_plaintext || wire.peer().ip().is_loopback(),
-        trusted: false,
+        trusted: cx.rules.is_trusted(wire.peer().ip()),
     });
     front.greet(&mut wire.output);
     let mut refused = 0;
@@ -132,12 +127,14 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
         };
         drop(credentials);
         if refusal == Refusal::BadCredentials {
+            refused += 1;
             // Counted from the credentials, so that the time a backend took does not tell a wrong
             // password from a name that nobody has.
             sleep_until(began.checked_add(cx.rules.failure_delay).unwrap_or(began)).await;
         }
         front.refuse(refusal, &mut wire.output);
-        refused += 1;
+        // A fault of ours is no guess of the client's: how often it may come again is bounded by the time
+        // for the whole login.
         if refused >= cx.rules.max_failures {
             return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
         }
@@ -195,9 +192,8 @@ async fn attempt(
     // An attempt ends with the time for the whole login, if not before.
     let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
     let until = wire.deadlines.until.map_or(until, |login| login.min(until));
-    let told = front.told().clone();
-    let (address, local, secured) = (wire.peer(), wire.local(), wire.is_secured());
-    let client = Client { address, local, session, ttl: TTL, secured, told: &told };
+    let (told, authority) = (front.told().clone(), wire.sni().map(str::to_owned));
+    let client = client_of(wire, session, &told, authority.as_deref());
     let (prompt, mut asked) = prompt();
     let attempt = Attempt { credentials, client, prompt: &prompt, until };
     let mut routing = pin!(route(cx, attempt));
@@ -216,7 +212,8 @@ async fn attempt(
         // Nobody waits any more when the attempt has just ended.
         let _ = asked.answer.send(response);
     };
-    let tried = Tried { session, protocol: cx.protocol.kind, address, credentials, began };
+    let tried =
+        Tried { session, protocol: cx.protocol.kind, address: client.address, credentials, began };
     Ok(match routed {
         Ok(granted) => {
             tried.log_login(&granted.owner);
@@ -227,6 +224,30 @@ async fn attempt(
             Err(denied.refusal())
         }
     })
+}
+
+/// Who the client is: the peer, or whom a trusted proxy names (FWD-4).
+fn client_of<'a>(
+    wire: &Wire,
+    session: &'a str,
+    told: &'a Told,
+    authority: Option<&'a str>,
+) -> Client<'a> {
+    let forwarded = told.forwarded.as_deref().cloned().unwrap_or_default();
+    let merged = |known: SocketAddr, ip: Option<IpAddr>, port: Option<u16>| {
+        // A port belongs to its address: ours says nothing of another one's.
+        let port = port.unwrap_or(if ip.is_some() { 0 } else { known.port() });
+        SocketAddr::new(ip.unwrap_or(known.ip()), port)
+    };
+    Client {
+        address: merged(wire.peer(), forwarded.client_ip, forwarded.client_port),
+        local: merged(wire.local(), forwarded.local_ip, forwarded.local_port),
+        session,
+        ttl: forwarded.ttl.map_or(TTL, |ttl| ttl.min(TTL).saturating_sub(1)),
+        tls: wire.tls_description().map(|tls| tls.version),
+        authority,
+        told,
+    }
 }
 
 /// Drives the front to the answer to a challenge.
@@ -249,124 +270,6 @@ async fn next_response(
     }
 }
 
-/// What the log says of an attempt.
-struct Tried<'a> {
-    session: &'a str,
-    protocol: LoginProtocol,
-    address: SocketAddr,
-    credentials: &'a Credentials,
-    began: Instant,
-}
-
-impl Tried<'_> {
-    fn log_login(&self, owner: &Owner) {
-        let Self { session, protocol, address, credentials, began } = self;
-        let user = String::from_utf8_lossy(credentials.mailbox());
-        tracing::info!(
-            session, %protocol, client = %address, ?user, method = credentials.method(),
-            account = %owner.account, owner = %owner.backend.name, epoch = owner.epoch,
-            ms = began.elapsed().as_millis(), "login"
-        );
-    }
-
-    fn log_refusal(&self, denied: &Denied) {
-        let Self { session, protocol, address, credentials, began } = self;
-        let (ms, method) = (began.elapsed().as_millis(), credentials.method());
-        let user = String::from_utf8_lossy(credentials.mailbox());
-        match denied {
-            Denied::Name(why) => {
-                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
-            }
-            Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
-                tracing::error!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
-            }
-            Denied::Owner(why) => {
-                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
-            }
-            Denied::Backend {
-                owner,
-                why: why @ (AttachError::Rejected | AttachError::Cancelled),
-            } => {
-                let (account, owner) = (&owner.account, &owner.backend.name);
-                tracing::info!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
-            }
-            Denied::Backend { owner, why } => {
-                let (account, owner) = (&owner.account, &owner.backend.name);
-                tracing::warn!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
-            }
-            Denied::Restless => {
-                tracing::warn!(session, %protocol, client = %address, ?user, method, ms, "login refused: the account was moved meanwhile");
-            }
-        }
-    }
-}
-
-/// Why an attempt was not granted.
-enum Denied {
-    Name(ownership::NameError),
-    Owner(ownership::Refusal),
-    Backend {
-        owner: Box<Owner>,
-        why: AttachError,
-    },
-    /// The account moved during every routing, or when the client had already answered its former owner.
-    Restless,
-}
-
-impl Denied {
-    fn refusal(&self) -> Refusal {
-        match self {
-            // No row can have such a name.
-            Self::Name(_) => Refusal::BadCredentials,
-            Self::Owner(refusal) => Refusal::from(refusal),
-            Self::Backend { why, .. } => Refusal::from(why),
-            Self::Restless => Refusal::Unavailable,
-        }
-    }
-}
-
-/// Registers, looks up, logs in at the owner, and compares: until a verdict comes from the owner of then.
-async fn route(cx: &Context, attempt: Attempt<'_>) -> Result<Granted, Denied> {
-    let name = Name::of_login(attempt.credentials.mailbox()).map_err(Denied::Name)?;
-    for _ in 0..MAX_ROUTINGS {
-        if attempt.prompt.was_used() {
-            break;
-        }
-        // Registered before the owner is read: a flip from here on finds this attempt (P4).
-        let (owner, registration) =
-            cx.ownership.enter(&name, Work::Session).map_err(Denied::Owner)?;
-        let attached = tokio::select! {
-            biased;
-            () = registration.outdated() => continue,
-            attached = timeout_at(attempt.until, log_in(cx, &owner, attempt)) => {
-                attached.unwrap_or(Err(AttachError::TimedOut))
-            }
-        };
-        // A yes and a no count only from the owner of now; what came from a former one is closed unjoined.
-        if !cx.ownership.still_stands(&registration) {
-            continue;
-        }
-        return match attached {
-            Ok(attached) => Ok(Granted { attached, owner, registration }),
-            Err(why) => Err(Denied::Backend { owner: Box::new(owner), why }),
-        };
-    }
-    Err(Denied::Restless)
-}
-
-async fn log_in(
-    cx: &Context,
-    owner: &Owner,
-    attempt: Attempt<'_>,
-) -> Result<Attached, AttachError> {
-    let protocol = cx.protocol.kind;
-    let Some(endpoint) = owner.backend.login(protocol) else {
-        let backend = owner.backend.name.as_str().into();
-        return Err(AttachError::NoEndpoint { backend, protocol });
-    };
-    (cx.protocol.log_in)(endpoint, attempt).await
-}
-
 /// Returns when the client has closed. What it sends meanwhile is kept, within bounds (LOG-9).
 async fn gone(wire: &mut Wire) {
     while wire.input.len() < MAX_UNREAD {
@@ -382,12 +285,13 @@ async fn gone(wire: &mut Wire) {
 
 /// Joins the two connections in a task of their own; all that the login needed has been freed by then.
 fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: Granted) {
-    let Granted { attached, owner, registration } = granted;
+    let Granted { attached, owner, place } = granted;
     let rules = JoinRules {
         idle: cx.rules.idle_timeout,
-        kick: registration.token().clone(),
+        kick: place.token().cloned().unwrap_or_default(),
         kick_grace: cx.rules.kick_grace,
         end: cx.lifecycle.end().clone(),
+        watch: attached.watch,
     };
     let record = Box::new(Record {
         session: session.into(),
@@ -396,33 +300,32 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
         owner,
         began: Instant::now(),
     });
-    let joined = join(wire, attached.wire, rules);
+    if place.token().is_some() {
+        let joined = join(wire, attached.wire, rules);
+        cx.lifecycle.spawn("join", async move {
+            let joined = joined.await;
+            finish(place, &record, seat, &joined);
+        });
+        return;
+    }
+    // The rare session that may be about either of two accounts ends when either of them moves.
+    let kick = rules.kick.clone();
+    let mut joined = Box::pin(join(wire, attached.wire, rules));
     cx.lifecycle.spawn("join", async move {
-        let joined = joined.await;
-        // Both legs are closed: only now the session is not busy any more (P5).
-        drop(registration);
-        record.write(&joined);
-        drop(seat);
+        let joined = tokio::select! {
+            joined = &mut joined => joined,
+            () = place.outdated() => {
+                kick.cancel();
+                joined.await
+            }
+        };
+        finish(place, &record, seat, &joined);
     });
 }
 
-/// What the log says of a session when it has ended.
-struct Record {
-    session: Box<str>,
-    protocol: LoginProtocol,
-    client: SocketAddr,
-    owner: Owner,
-    began: Instant,
-}
-
-impl Record {
-    fn write(&self, joined: &Joined) {
-        let (session, protocol, client) = (&self.session, self.protocol, self.client);
-        tracing::info!(
-            %session, %protocol, %client, account = %self.owner.account,
-            owner = %self.owner.backend.name, epoch = self.owner.epoch,
-            octets_in = joined.octets_in, octets_out = joined.octets_out,
-            ms = self.began.elapsed().as_millis(), ended = ?joined.ended, "session ended"
-        );
-    }
+/// Both legs are closed: only now the session is not busy any more (P5).
+fn finish(place: Place, record: &Record, seat: Seat, joined: &Joined) {
+    drop(place);
+    record.write(joined);
+    drop(seat);
 }

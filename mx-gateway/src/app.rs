@@ -15,6 +15,9 @@ use crate::serve::{Context, serve};
 
 /// Octets that all messages being received may keep in memory together.
 const MEMORY: usize = 256 * 1024 * 1024;
+/// Longest wait for an owner's answer to a recipient, everything counted: a kept connection that fails,
+/// another one, TLS. Clients wait for 5 minutes (RFC 5321 §4.5.3.2.3).
+const LONGEST_ASK: Duration = Duration::from_mins(2);
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -77,6 +80,7 @@ pub fn context(
         rules: service.config.mx.clone(),
         tls: tls.map(|certificates| certificates.server_config()),
         implicit_tls: listener.tls == ListenerTls::Implicit,
+        ask_timeout: LONGEST_ASK,
         pool,
         memory,
         temporary,

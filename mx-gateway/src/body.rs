@@ -31,6 +31,7 @@ struct Kept {
 pub struct Body {
     limits: Limits,
     octets: u64,
+    first_octet: Option<u8>,
     kept: Kept,
     file: Option<File>,
     fault: Option<Fault>,
@@ -62,6 +63,7 @@ pub enum Fault {
 #[derive(Debug, Clone)]
 pub struct Message {
     octets: u64,
+    first_octet: Option<u8>,
     content: Content,
 }
 
@@ -116,7 +118,7 @@ impl Body {
     /// An empty message.
     pub fn new(limits: Limits) -> Self {
         let kept = Kept::new(&limits.memory);
-        Self { limits, octets: 0, kept, file: None, fault: None }
+        Self { limits, octets: 0, first_octet: None, kept, file: None, fault: None }
     }
 
     /// Octets received so far, also those that were not kept.
@@ -128,6 +130,7 @@ impl Body {
     pub async fn append(&mut self, octets: Vec<u8>) {
         let length = u64::try_from(octets.len()).unwrap_or(u64::MAX);
         self.octets = self.octets.saturating_add(length);
+        self.first_octet = self.first_octet.or_else(|| octets.first().copied());
         if self.fault.is_some() {
             return;
         }
@@ -155,7 +158,7 @@ impl Body {
             Some(file) => Content::File(Arc::new(file)),
             None => Content::Memory(Arc::new(self.kept)),
         };
-        Ok(Message { octets: self.octets, content })
+        Ok(Message { octets: self.octets, first_octet: self.first_octet, content })
     }
 
     /// True while everything is in memory.
@@ -191,6 +194,11 @@ impl Message {
     /// Its octets, CR LFs counted.
     pub fn octets(&self) -> u64 {
         self.octets
+    }
+
+    /// What it begins with; `None` when it is empty.
+    pub fn first_octet(&self) -> Option<u8> {
+        self.first_octet
     }
 
     /// Reads it from its start.

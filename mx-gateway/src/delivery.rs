@@ -7,6 +7,7 @@
 
 mod connection;
 mod pool;
+mod xclient;
 
 use std::sync::Arc;
 
@@ -57,6 +58,9 @@ pub async fn begin(
     if let Some(kept) = cx.pool.take(&backend.name) {
         match begin_on(cx, backend, kept, mail, to).await {
             Ok(Begun::Refused(reply)) if reply.class() == Class::Temporary => {}
+            Ok(Begun::Open(connection, reply)) if reply.class() == Class::Temporary => {
+                connection.say_goodbye(cx);
+            }
             Ok(begun) => return Ok(begun),
             Err(_) => {}
         }
@@ -145,7 +149,7 @@ impl<'a> Delivery<'a> {
         let limit = self.cx.rules.delivery_timeout;
         let connection = self.connection.take();
         let mut verdicts = vec![None; self.recipients.len()];
-        // Dropping the sending closes its connection.
+        // Dropping the sending closes its connection, and discards what was not received there.
         let cut_short = tokio::select! {
             biased;
             () = any_outdated(&self.recipients) => Some(MOVED.to_owned()),
@@ -187,6 +191,8 @@ impl<'a> Delivery<'a> {
             connection.reset_and_keep(self.cx, &self.backend.name).await;
             return Ok(());
         }
+        // From here to the last verdict, whatever ends this takes back what is still under way (P5, P6).
+        connection.discard_on_drop(true)?;
         connection.content(header, message, self.cx.rules.delivery_timeout).await?;
         let mut of_all = None;
         for (at, verdict) in verdicts.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
@@ -198,13 +204,14 @@ impl<'a> Delivery<'a> {
             // SMTP has one verdict for all recipients, LMTP one for each.
             of_all = connection.has_one_verdict().then_some(reply);
         }
+        connection.discard_on_drop(false)?;
         connection.keep(self.cx, &self.backend.name);
         Ok(())
     }
 
     /// A transaction to which DATA was answered, with that answer; `None` when nobody is left to send to.
-    /// An owner may have closed the one it was open on while the client sent its message: since nothing
-    /// of it was sent yet, another is begun.
+    /// An owner may have given up the open one while the client sent its message, whether it hung up or
+    /// answers something temporary: since nothing of the message was sent yet, another is begun, once.
     async fn ready(
         &self,
         connection: Option<Connection>,
@@ -213,7 +220,10 @@ impl<'a> Delivery<'a> {
         if let Some(mut connection) = connection
             && let Ok(reply) = connection.data().await
         {
-            return Ok(Some((connection, reply)));
+            match reply.class() {
+                Class::GoOn | Class::Permanent => return Ok(Some((connection, reply))),
+                Class::Accepted | Class::Temporary => connection.say_goodbye(self.cx),
+            }
         }
         match self.begin_anew(verdicts).await? {
             Some(mut connection) => {

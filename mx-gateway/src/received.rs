@@ -26,10 +26,13 @@ pub struct Trace<'a> {
     pub only_recipient: Option<String>,
     /// When the message was received.
     pub at: OffsetDateTime,
+    /// What the message begins with.
+    pub first_octet: Option<u8>,
 }
 
 impl Trace<'_> {
-    /// The header with its CR LF.
+    /// The header with its CR LF. Before a message without headers that begins as a folded line does, an
+    /// empty line ends it, or the message would be read as more of it.
     pub fn header(&self) -> String {
         let literal = match self.client.ip() {
             IpAddr::V4(v4) => format!("[{v4}]"),
@@ -51,15 +54,26 @@ impl Trace<'_> {
         }
         let date = self.at.format(&Rfc2822).unwrap_or_default();
         let _ = write!(header, ";\r\n\t{date}\r\n");
+        if matches!(self.first_octet, Some(b' ' | b'\t')) {
+            header.push_str("\r\n");
+        }
         header
     }
 }
 
-/// Takes out what would end a comment or begin another part of the header.
+/// Takes out what would end a comment or begin another part of the header: a string or a literal, too,
+/// unless it is an address literal as a whole.
 fn tame(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_ascii_graphic() && !"()<>;\\".contains(c) || c == ' ' { c } else { '?' })
-        .collect()
+    let literal = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    if let Some(address) = literal {
+        return format!("[{}]", tame_atoms(address));
+    }
+    tame_atoms(text)
+}
+
+fn tame_atoms(text: &str) -> String {
+    let is_tame = |c: char| c.is_ascii_graphic() && !"()<>[];\\\"".contains(c) || c == ' ';
+    text.chars().map(|c| if is_tame(c) { c } else { '?' }).collect()
 }
 
 /// Counts Received headers while a message is received.
@@ -110,6 +124,7 @@ mod tests {
             id: "abc",
             only_recipient: only.map(str::to_owned),
             at: OffsetDateTime::UNIX_EPOCH,
+            first_octet: Some(b'S'),
         }
     }
 
@@ -135,9 +150,32 @@ mod tests {
 
     #[test]
     fn a_client_cannot_write_our_header() {
-        let helo = Helo { name: "x) by evil;\r\nX-Evil: (yes".into(), extended: true };
-        let header = trace(&helo, None, None).header();
-        assert!(header.starts_with("Received: from x? by evil???X-Evil: ?yes ("), "{header}");
+        for (name, expected) in [
+            ("x) by evil;\r\nX-Evil: (yes", "x? by evil???X-Evil: ?yes"),
+            ("\"x", "?x"),
+            ("[192.0.2.1", "?192.0.2.1"),
+            ("x]", "x?"),
+            ("[[x]", "[?x]"),
+            ("[IPv6:2001:db8::1]", "[IPv6:2001:db8::1]"),
+        ] {
+            let helo = Helo { name: name.into(), extended: true };
+            let header = trace(&helo, None, None).header();
+            assert!(header.starts_with(&format!("Received: from {expected} ([IPv6:")), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_begins_with_a_folded_line_goes_on_with_no_header_of_ours() {
+        let helo = Helo { name: "x".into(), extended: true };
+        for (first_octet, expected) in [
+            (Some(b' '), " +0000\r\n\r\n"),
+            (Some(b'\t'), " +0000\r\n\r\n"),
+            (Some(b'S'), " +0000\r\n"),
+            (None, " +0000\r\n"),
+        ] {
+            let header = Trace { first_octet, ..trace(&helo, None, None) }.header();
+            assert!(header.ends_with(expected), "{header:?}");
+        }
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct Context {
     pub tls: Option<Arc<ServerConfig>>,
     /// TLS from the first octet.
     pub implicit_tls: bool,
+    /// Longest wait for an owner's answer to a recipient.
+    pub ask_timeout: Duration,
     /// Connections to owners.
     pub pool: Arc<Pool>,
     /// What messages may keep in memory together.
@@ -70,7 +72,8 @@ struct Conversation<'a> {
 }
 
 impl Context {
-    /// Where mail to `<postmaster>` without a domain goes (RFC 5321 §4.5.1).
+    /// Where mail to `<postmaster>` without a domain goes, and to a postmaster without an account
+    /// (RFC 5321 §4.5.1).
     pub fn postmaster(&self) -> Option<Address> {
         self.rules
             .postmaster
@@ -135,7 +138,11 @@ impl Conversation<'_> {
                     self.transaction = Some(Transaction::new(mail));
                     Reply::new(250, (1, 0), "Sender ok")
                 }
-                Event::Rcpt(path) => self.rcpt(path).await,
+                Event::Rcpt(path) => {
+                    // An owner may take its time; what is answered already must not wait for it.
+                    self.wire.flush().await?;
+                    self.rcpt(path).await
+                }
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
                     self.keep(octets).await;
@@ -144,7 +151,9 @@ impl Conversation<'_> {
                 Event::EndOfData { flawed } => self.end_of_data(flawed).await,
                 Event::Reset => {
                     if let Some(transaction) = self.transaction.take() {
+                        let flushed = self.wire.flush().await;
                         transaction.abandon(self.cx).await;
+                        flushed?;
                     }
                     continue;
                 }
@@ -243,7 +252,7 @@ impl Conversation<'_> {
     async fn deliver(&mut self, transaction: Transaction, message: &Message) -> Reply {
         let began = Instant::now();
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let header = self.trace(&transaction, &id);
+        let header = self.trace(&transaction, message, &id);
         let from = transaction.mail().from.clone();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
         let verdicts =
@@ -251,7 +260,7 @@ impl Conversation<'_> {
         outcome::reply(&verdicts, &id)
     }
 
-    fn trace(&self, transaction: &Transaction, id: &str) -> String {
+    fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {
         let helo = self
             .session
             .helo()
@@ -265,6 +274,7 @@ impl Conversation<'_> {
             id,
             only_recipient: transaction.only_recipient().map(Address::to_string),
             at: OffsetDateTime::now_utc(),
+            first_octet: message.first_octet(),
         }
         .header()
     }

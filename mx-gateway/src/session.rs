@@ -78,8 +78,8 @@ pub enum Event {
 enum State {
     /// No transaction.
     Idle,
-    /// MAIL was accepted; so many recipients were.
-    Open { recipients: usize },
+    /// MAIL was accepted, and these recipients were named.
+    Open(Named),
     /// After 354.
     Data(DataDecoder),
     /// An event waits for its answer.
@@ -91,9 +91,27 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
     Mail,
-    Rcpt { recipients: usize },
-    Data { recipients: usize },
+    Rcpt(Named),
+    Data(Named),
     EndOfData { flawed: bool },
+}
+
+/// The recipients of a transaction so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Named {
+    accepted: usize,
+    /// One was refused for now, so the transaction must not fail for good.
+    postponed: bool,
+}
+
+impl Named {
+    fn and(self, reply: &Reply) -> Self {
+        let accepted = usize::from(reply.class() == Class::Accepted);
+        Self {
+            accepted: self.accepted.saturating_add(accepted),
+            postponed: self.postponed || reply.class() == Class::Temporary,
+        }
+    }
 }
 
 impl Session {
@@ -139,19 +157,19 @@ impl Session {
     /// Answers the event that was asked last.
     pub fn answer(&mut self, reply: &Reply, out: &mut Output) {
         let accepted = match (&self.state, reply.class()) {
-            (State::Asked(Asked::Data { .. }), Class::GoOn) => true,
-            (State::Asked(Asked::Data { .. }), _) => false,
+            (State::Asked(Asked::Data(_)), Class::GoOn) => true,
+            (State::Asked(Asked::Data(_)), _) => false,
             (_, class) => class == Class::Accepted,
         };
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Asked(Asked::Mail) if accepted => State::Open { recipients: 0 },
-            State::Asked(Asked::Rcpt { recipients }) => {
+            State::Asked(Asked::Mail) if accepted => State::Open(Named::default()),
+            State::Asked(Asked::Rcpt(named)) => {
                 let refused = u32::from(reply.class() == Class::Permanent);
                 self.refused_recipients = self.refused_recipients.saturating_add(refused);
-                State::Open { recipients: recipients.saturating_add(usize::from(accepted)) }
+                State::Open(named.and(reply))
             }
-            State::Asked(Asked::Data { .. }) if accepted => State::Data(DataDecoder::default()),
-            State::Asked(Asked::Data { recipients }) => State::Open { recipients },
+            State::Asked(Asked::Data(_)) if accepted => State::Data(DataDecoder::default()),
+            State::Asked(Asked::Data(named)) => State::Open(named),
             State::Asked(Asked::EndOfData { flawed: true }) => State::Closing,
             State::Asked(Asked::EndOfData { flawed: false }) => {
                 self.small_talk = 0;
@@ -256,7 +274,7 @@ impl Session {
     fn mail(&mut self, mail: Mail, out: &mut Output) -> Result<Option<Step<Event>>, Violation> {
         let refusal = match (&self.helo, &self.state) {
             (None, _) => Reply::new(503, (5, 1), "Say EHLO first"),
-            (Some(_), State::Open { .. }) => Reply::new(503, (5, 1), "Sender already given"),
+            (Some(_), State::Open(_)) => Reply::new(503, (5, 1), "Sender already given"),
             (Some(_), _) if mail.size.is_some_and(|size| size > self.terms.max_size) => {
                 Reply::new(552, (3, 4), "Message too large")
             }
@@ -273,25 +291,30 @@ impl Session {
         to: ForwardPath,
         out: &mut Output,
     ) -> Result<Option<Step<Event>>, Violation> {
-        let State::Open { recipients } = self.state else {
+        let State::Open(named) = self.state else {
             return self
                 .bad(&Reply::new(503, (5, 1), "Say MAIL first"), b"RCPT", out)
                 .map(|()| None);
         };
-        self.state = State::Asked(Asked::Rcpt { recipients });
+        self.state = State::Asked(Asked::Rcpt(named));
         Ok(Some(Step::Event(Event::Rcpt(to))))
     }
 
     fn data(&mut self, input: &Input, out: &mut Output) -> Result<Option<Step<Event>>, Violation> {
         let refusal = match self.state {
-            State::Open { recipients: 0 } => Reply::new(554, (5, 1), "No valid recipients"),
-            State::Open { recipients } => {
+            State::Open(Named { accepted: 0, postponed: true }) => {
+                Reply::new(451, (3, 0), "No recipient is taken for now, try again later")
+            }
+            State::Open(Named { accepted: 0, postponed: false }) => {
+                Reply::new(554, (5, 1), "No valid recipients")
+            }
+            State::Open(named) => {
                 // Data before 354 (RFC 2920 §3.1): whatever it is, it was not meant as commands.
                 if !input.is_empty() {
                     self.bid_farewell(&Reply::new(554, (5, 0), "Wait for 354"), out);
                     return Err(Violation::EarlyInput);
                 }
-                self.state = State::Asked(Asked::Data { recipients });
+                self.state = State::Asked(Asked::Data(named));
                 return Ok(Some(Step::Event(Event::Data)));
             }
             State::Idle | State::Data(_) | State::Asked(_) | State::Closing => {
@@ -363,7 +386,7 @@ impl Dialogue for Session {
                 State::Data(_) => return Ok(self.take_data(input)),
                 // Whoever drives this answers first.
                 State::Asked(_) => return Ok(Step::NeedInput),
-                State::Idle | State::Open { .. } => {}
+                State::Idle | State::Open(_) => {}
             }
             if self.helo.is_none() && input.unread().first() == Some(&TLS_HANDSHAKE) {
                 return self.foreign("TLS", output);

@@ -14,10 +14,12 @@ use shared::ownership::{Name, Owner, Refusal, Work};
 use shared::smtp::command::Mail;
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::{Class, Reply};
+use tokio::time::timeout;
 
 use crate::body::Message;
 use crate::delivery::{Begun, Connection, Delivery, DeliveryError, Introduction, Record, begin};
 use crate::outcome::Verdict;
+use crate::recipient::{self, Found};
 use crate::refusal;
 use crate::serve::Context;
 
@@ -48,11 +50,13 @@ struct Leg {
 #[expect(clippy::large_enum_variant, reason = "few, and nearly always the large one")]
 #[derive(Debug)]
 enum LegState {
+    /// Nothing was said there yet.
+    Unasked,
     /// Exactly the leg's recipients were accepted on it.
     Open(Connection),
     /// The owner takes no such message from this sender: its answer for each of its recipients.
     Refused(Reply),
-    /// It could not be connected to. Not tried again for every further recipient.
+    /// It could not be connected to, or did not answer in time. Not tried again for every further recipient.
     Unreachable,
 }
 
@@ -108,43 +112,18 @@ impl Transaction {
         introduction: Introduction<'_>,
         path: ForwardPath,
     ) -> Answer {
-        let plain = |to, reply| Answer { to, owner: None, reply, why: None };
-        let to_postmaster = path == ForwardPath::Postmaster;
-        let address = match path {
-            ForwardPath::Mailbox(address) => address,
-            ForwardPath::Postmaster => match cx.postmaster() {
-                Some(address) => address,
-                None => return plain(None, Reply::new(451, (3, 5), "No postmaster is configured")),
-            },
+        let Found { address, name, owner } = match recipient::find(cx, path) {
+            Ok(found) => found,
+            Err(answer) => return *answer,
         };
-        if self.recipients.len() >= cx.rules.max_recipients {
-            let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
-            return plain(Some(address), reply);
-        }
+        let plain = |to, reply| Answer { to: Some(to), owner: None, reply, why: None };
         if self.recipients.iter().any(|recipient| recipient.address == address) {
             // Named twice, it is meant once (MX-2).
-            return plain(Some(address), Reply::new(250, (1, 5), "Recipient ok"));
+            return plain(address, Reply::new(250, (1, 5), "Recipient ok"));
         }
-        let name = Name::of_address(&address);
-        let owner = match cx.ownership.look_up(&name) {
-            Ok(owner) => owner,
-            // There must be a postmaster (RFC 5321 §4.5.1): that nobody is one is our fault, not theirs.
-            Err(refusal) if to_postmaster => {
-                tracing::error!(%address, why = %refusal, "nobody takes mail to postmaster: set mx.postmaster");
-                return plain(
-                    Some(address),
-                    Reply::new(451, (3, 5), "No postmaster is configured"),
-                );
-            }
-            Err(refusal) => {
-                let reply = refusal::by_table(&refusal, &address);
-                let why = Some(refusal.to_string());
-                return Answer { to: Some(address), owner: None, reply, why };
-            }
-        };
-        if has_route_inside(&address) && !(owner.known && *owner.account == *name.as_str()) {
-            let reply = refusal::relaying(&address);
-            return Answer { to: Some(address), owner: Some(owner), reply, why: None };
+        if self.recipients.len() >= cx.rules.max_recipients {
+            let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
+            return plain(address, reply);
         }
         let (reply, why) = match self.ask(cx, introduction, &owner.backend, &address).await {
             Ok(reply) if reply.class() == Class::Accepted => {
@@ -160,8 +139,8 @@ impl Transaction {
         Answer { to: Some(address), owner: Some(owner), reply, why }
     }
 
-    /// The owner's answer to this recipient, on the transaction that is open there or a new one. When it
-    /// is yes, the recipient is entered in the leg under the place it is about to get.
+    /// The owner's answer to this recipient, within the time allowed for it. When it is yes, the recipient
+    /// is entered in the leg under the place it is about to get.
     async fn ask(
         &mut self,
         cx: &Context,
@@ -171,34 +150,16 @@ impl Transaction {
     ) -> Result<Reply, DeliveryError> {
         let place = self.recipients.len();
         let at = self.legs.iter().position(|leg| leg.backend.name == backend.name);
-        if let Some(leg) = at.and_then(|at| self.legs.get_mut(at)) {
-            match &mut leg.state {
-                LegState::Refused(reply) => return Ok(reply.clone()),
-                LegState::Unreachable => return Err(DeliveryError::Unreachable),
-                LegState::Open(connection) => {
-                    if let Ok(reply) = connection.add(to).await {
-                        if reply.class() == Class::Accepted {
-                            leg.recipients.push(place);
-                        }
-                        return Ok(reply);
-                    }
-                    // Closed, for instance after too many unknown recipients. This one is asked anew;
-                    // the others are, too, when the message is sent, since the leg forgets them here.
-                }
-            }
-        }
-        let (state, answer) = match begin(cx, introduction, backend, &self.mail, to).await {
-            Ok(Begun::Open(connection, reply)) => (LegState::Open(connection), Ok(reply)),
-            Ok(Begun::Refused(reply)) => (LegState::Refused(reply.clone()), Ok(reply)),
-            Err(error) => (LegState::Unreachable, Err(error)),
+        let mut leg = match at {
+            Some(at) => self.legs.swap_remove(at),
+            None => Leg::new(Arc::clone(backend)),
         };
-        let accepted = matches!(&answer, Ok(reply) if reply.class() == Class::Accepted);
-        let recipients = if accepted { vec![place] } else { Vec::new() };
-        let leg = Leg { backend: Arc::clone(backend), state, recipients };
-        match at.and_then(|at| self.legs.get_mut(at)) {
-            Some(broken) => *broken = leg,
-            None => self.legs.push(leg),
+        let asked = timeout(cx.ask_timeout, leg.ask(cx, introduction, &self.mail, to));
+        let answer = asked.await.unwrap_or(Err(DeliveryError::TimedOut));
+        if matches!(&answer, Ok(reply) if reply.class() == Class::Accepted) {
+            leg.recipients.push(place);
         }
+        self.legs.push(leg);
         answer
     }
 
@@ -261,6 +222,44 @@ impl Transaction {
 }
 
 impl Leg {
+    fn new(backend: Arc<Backend>) -> Self {
+        Self { backend, state: LegState::Unasked, recipients: Vec::new() }
+    }
+
+    /// The owner's answer, on the transaction that is open there or a new one. A leg whose answer is not
+    /// waited for to its end is unreachable, and its connection closed: half an answer may be unread there.
+    async fn ask(
+        &mut self,
+        cx: &Context,
+        introduction: Introduction<'_>,
+        mail: &Mail,
+        to: &Address,
+    ) -> Result<Reply, DeliveryError> {
+        match std::mem::replace(&mut self.state, LegState::Unreachable) {
+            LegState::Unasked => {}
+            LegState::Refused(reply) => {
+                self.state = LegState::Refused(reply.clone());
+                return Ok(reply);
+            }
+            LegState::Unreachable => return Err(DeliveryError::Unreachable),
+            LegState::Open(mut connection) => {
+                if let Ok(reply) = connection.add(to).await {
+                    self.state = LegState::Open(connection);
+                    return Ok(reply);
+                }
+                // Closed, for instance after too many unknown recipients. This one is asked anew; the
+                // others are, too, when the message is sent, since the leg forgets them here.
+                self.recipients.clear();
+            }
+        }
+        let (state, reply) = match begin(cx, introduction, &self.backend, mail, to).await? {
+            Begun::Open(connection, reply) => (LegState::Open(connection), reply),
+            Begun::Refused(reply) => (LegState::Refused(reply.clone()), reply),
+        };
+        self.state = state;
+        Ok(reply)
+    }
+
     async fn reset(self, cx: &Context) {
         if let LegState::Open(connection) = self.state {
             connection.reset_and_keep(cx, &self.backend.name).await;
@@ -277,7 +276,7 @@ fn connection_for(legs: &mut [Leg], backend: &Backend, places: &[usize]) -> Opti
     }
     match std::mem::replace(&mut leg.state, LegState::Unreachable) {
         LegState::Open(connection) => Some(connection),
-        LegState::Refused(_) | LegState::Unreachable => None,
+        LegState::Unasked | LegState::Refused(_) | LegState::Unreachable => None,
     }
 }
 
@@ -288,10 +287,4 @@ fn unowned(refusal: &Refusal, to: &Address) -> Delivered {
         verdict: Verdict::Refused(refusal::by_table(refusal, to)),
         why: Some(refusal.to_string()),
     }
-}
-
-/// `user%elsewhere@ours`, `elsewhere!user@ours`, `"user@elsewhere"@ours`: a server that trusts us may still
-/// take these for orders to relay. With a row of their own they are names like others.
-fn has_route_inside(address: &Address) -> bool {
-    address.local().contains(['%', '!', '@'])
 }

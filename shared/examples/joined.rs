@@ -231,6 +231,7 @@ fn rules() -> JoinRules {
         kick: CancellationToken::new(),
         kick_grace: Duration::from_secs(2),
         end: CancellationToken::new(),
+        watch: None,
     }
 }
 

@@ -60,6 +60,10 @@ pub struct Endpoint {
     pub tls: BackendTls,
     /// How the client's address is told to the backend.
     pub identity: Identity,
+    /// What a PROXY header of version 2 says besides.
+    pub proxy_extensions: ProxyExtensions,
+    /// A refusal is answered in our own words, and not in the backend's.
+    pub hide_auth_errors: bool,
     /// Longest wait for the TCP connection.
     pub connect_timeout: Duration,
     /// Longest wait for one reply before the session is joined or the data is sent.
@@ -106,6 +110,19 @@ pub enum Identity {
     DovecotId,
     /// PROXY protocol version 2, before anything else.
     Proxy,
+    /// PROXY protocol version 1 (Courier).
+    ProxyV1,
+}
+
+/// Extensions of a PROXY header of version 2; each is for the backend to want.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProxyExtensions {
+    /// The server name that the client asked for.
+    pub authority: bool,
+    /// Our name for the session.
+    pub unique_id: bool,
+    /// That the client's connection is secured.
+    pub tls: bool,
 }
 
 impl LoginProtocol {

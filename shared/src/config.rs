@@ -8,7 +8,7 @@ mod parse;
 mod problem;
 mod raw;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,6 +144,8 @@ pub struct LoginConfig {
     pub kick_grace: Duration,
     /// Allow logins without TLS (loopback clients always may).
     pub allow_plaintext: bool,
+    /// Networks of proxies and webmails that may say who their clients are, by IMAP ID or XCLIENT.
+    pub trusted_networks: Vec<IpNet>,
 }
 
 /// A listener of the login proxy.
@@ -285,6 +287,13 @@ impl Advertised {
             LoginProtocol::ManageSieve => &self.managesieve,
         }
         .as_deref()
+    }
+}
+
+impl LoginConfig {
+    /// True when a peer may say who its clients are.
+    pub fn is_trusted(&self, peer: IpAddr) -> bool {
+        self.trusted_networks.iter().any(|network| network.contains(&peer))
     }
 }
 

@@ -50,7 +50,7 @@ impl<D: Dialogue + ?Sized> Dialogue for Box<D> {
 /// What a dialogue asks of its driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<E> {
-    /// Flush, then read more.
+    /// Flush, then read more; or step again at once, where [`Output::is_full`] was the reason.
     NeedInput,
     /// Flush, handshake, then call [`Dialogue::secured`].
     StartTls,

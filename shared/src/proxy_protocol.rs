@@ -1,9 +1,8 @@
-//! The PROXY protocol (haproxy.org/download/3.0/doc/proxy-protocol.txt): versions 1 and 2 in,
-//! version 2 out.
+//! The PROXY protocol (haproxy.org/download/3.0/doc/proxy-protocol.txt): versions 1 and 2, in and out.
 //!
 //! Pure: octets in, addresses out. Whom to believe is the listener's to know.
 
-use proxy_header::{ParseConfig, Protocol, ProxiedAddress, ProxyHeader};
+use proxy_header::{ParseConfig, Protocol, ProxiedAddress, ProxyHeader, SslInfo, Tlv};
 
 use crate::wire::Proxied;
 
@@ -12,6 +11,8 @@ pub const MAX_V1: usize = 107;
 /// Longest header of version 2 that is taken, in octets: addresses and a kilobyte of extensions.
 pub const MAX_V2: usize = 16 + 36 + 1024;
 
+/// PP2_SUBTYPE_SSL_VERSION.
+const SSL_VERSION: u8 = 0x21;
 const SIGNATURE_V1: &[u8] = b"PROXY ";
 const SIGNATURE_V2: &[u8] = b"\r\n\r\n\x00\r\nQUIT\n";
 
@@ -81,18 +82,47 @@ pub fn parse(octets: &[u8]) -> Result<Prefix, HeaderError> {
     }
 }
 
+/// What a header of version 2 says besides addresses, as extensions (TLVs).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extensions<'a> {
+    /// The server name that the client asked for in TLS.
+    pub authority: Option<&'a str>,
+    /// Our name for the session, up to 128 octets.
+    pub unique_id: Option<&'a str>,
+    /// The client's connection is secured; with the version of TLS, such as `TLSv1.3`.
+    pub tls: Option<&'a str>,
+}
+
 /// A version 2 header for `client`, or a LOCAL one (our own connection, such as a probe).
-pub fn encode(client: Option<Proxied>) -> Vec<u8> {
+pub fn encode(client: Option<Proxied>, extensions: Extensions<'_>) -> Vec<u8> {
     let header = client.map_or_else(ProxyHeader::with_local, |Proxied { client, local }| {
         let (client, local) = one_family(client, local);
-        ProxyHeader::with_address(ProxiedAddress::stream(client, local))
+        let mut tlvs = Vec::new();
+        tlvs.extend(extensions.authority.map(|name| Tlv::Authority(name.into())));
+        tlvs.extend(extensions.unique_id.map(|id| Tlv::UniqueId(id.as_bytes().into())));
+        tlvs.extend(extensions.tls.map(|version| {
+            // No client certificate was asked for, which is what 1 says of its verification.
+            let mut tls = SslInfo::new(true, false, false, 1);
+            tls.append_tlv(Tlv::Custom(SSL_VERSION, version.as_bytes().into()));
+            Tlv::Ssl(tls)
+        }));
+        ProxyHeader::with_tlvs(Some(ProxiedAddress::stream(client, local)), tlvs)
     });
     let mut octets = vec![0; MAX_V2];
-    // Both addresses are of one family and there are no extensions: it cannot fail. If it did, an
+    // Both addresses are of one family and the extensions are short: it cannot fail. If it did, an
     // empty header would make the backend refuse the connection.
     let count = header.encode_to_slice_v2(&mut octets).unwrap_or(0);
     octets.truncate(count);
     octets
+}
+
+/// A version 1 header for `client`, or `PROXY UNKNOWN` (our own connection).
+pub fn encode_v1(client: Option<Proxied>) -> Vec<u8> {
+    let Some(Proxied { client, local }) = client else { return b"PROXY UNKNOWN\r\n".to_vec() };
+    let (client, local) = one_family(client, local);
+    let family = if client.is_ipv4() { "TCP4" } else { "TCP6" };
+    let (from, to) = (client.ip(), local.ip());
+    format!("PROXY {family} {from} {to} {} {}\r\n", client.port(), local.port()).into_bytes()
 }
 
 /// True when one is the other's beginning.
@@ -151,20 +181,47 @@ mod tests {
             addresses("192.0.2.7:56324", "198.51.100.1:143"),
             addresses("[2001:db8::7]:56324", "[2001:db8::1]:143"),
         ] {
-            check_cut_anywhere(&encode(Some(proxied)), Some(proxied));
+            let none = Extensions::default();
+            check_cut_anywhere(&encode(Some(proxied), none), Some(proxied));
+            let extensions = Extensions {
+                authority: Some("mail.example.org"),
+                unique_id: Some("0123456789abcdef"),
+                tls: Some("TLSv1.3"),
+            };
+            let written = encode(Some(proxied), extensions);
+            check_cut_anywhere(&written, Some(proxied));
+            // Postfix takes no more.
+            assert!(written.len() < 536, "{}", written.len());
+            let (header, _) = ProxyHeader::parse(&written, ParseConfig::default()).unwrap();
+            assert_eq!(header.authority(), Some("mail.example.org"));
+            assert_eq!(header.unique_id(), Some(&b"0123456789abcdef"[..]));
+            let tls = header.ssl().unwrap();
+            assert_eq!((tls.client_ssl(), tls.version()), (true, Some("TLSv1.3")));
         }
     }
 
     #[test]
+    fn what_is_written_in_version_1_is_read_again() {
+        for proxied in [
+            addresses("192.0.2.7:56324", "198.51.100.1:143"),
+            addresses("[2001:db8::7]:56324", "[2001:db8::1]:143"),
+        ] {
+            check_cut_anywhere(&encode_v1(Some(proxied)), Some(proxied));
+        }
+        check_cut_anywhere(&encode_v1(None), None);
+    }
+
+    #[test]
     fn families_are_made_equal_in_version_2() {
-        let written = encode(Some(addresses("192.0.2.7:5", "[2001:db8::1]:143")));
+        let written =
+            encode(Some(addresses("192.0.2.7:5", "[2001:db8::1]:143")), Extensions::default());
         let read = addresses("[::ffff:192.0.2.7]:5", "[2001:db8::1]:143");
         check_cut_anywhere(&written, Some(read));
     }
 
     #[test]
     fn a_local_header_names_nobody() {
-        check_cut_anywhere(&encode(None), None);
+        check_cut_anywhere(&encode(None, Extensions::default()), None);
     }
 
     #[test]

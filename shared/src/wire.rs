@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::error::Elapsed;
@@ -31,7 +32,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 
 pub use self::connect::{ConnectError, Proxied};
-pub use self::join::{Ended, JoinRules, Joined, Leg, join};
+pub use self::join::{Ended, JoinRules, Joined, Leg, Watch, join};
 use self::records::Tls;
 pub use self::records::TlsDescription;
 use crate::dialogue::{Dialogue, Input, Line, Output, Step, Violation};
@@ -180,8 +181,11 @@ impl Wire {
         loop {
             match dialogue.step(&mut self.input, &mut self.output) {
                 Ok(Step::NeedInput) => {
-                    let unread = self.input.len();
+                    let (unread, full) = (self.input.len(), self.output.is_full());
                     self.flush().await?;
+                    if full {
+                        continue;
+                    }
                     // A write that had to wait may have read on.
                     if self.input.len() == unread && self.fill().await? == 0 {
                         return Ok(None);
@@ -309,6 +313,16 @@ impl Wire {
                 return Err(WireError::Closed);
             }
         }
+    }
+
+    /// Whether dropping this wire resets the connection, so that what the peer has not received is
+    /// discarded. Otherwise the system goes on delivering it, for minutes, after we have forgotten it.
+    ///
+    /// # Errors
+    ///
+    /// The socket's failure.
+    pub fn discard_on_drop(&mut self, discard: bool) -> Result<(), WireError> {
+        Ok(SockRef::from(&self.socket).set_linger(discard.then_some(Duration::ZERO))?)
     }
 
     /// Writes what is queued and close_notify, closes our direction, and reads on for a moment so

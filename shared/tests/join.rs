@@ -33,6 +33,7 @@ fn rules() -> JoinRules {
         kick: CancellationToken::new(),
         kick_grace: Duration::from_mins(1),
         end: CancellationToken::new(),
+        watch: None,
     }
 }
 
@@ -304,6 +305,32 @@ async fn a_kick_does_not_wait_for_a_client_that_does_not_read() {
     assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
     flood.await.unwrap();
     drop(lab.client);
+}
+
+/// P5: the kernel would go on sending for minutes what it has taken, to a backend that may have lost the
+/// account by then.
+#[tokio::test]
+async fn what_a_backend_has_not_taken_by_the_kick_never_arrives() {
+    let short = JoinRules { kick_grace: Duration::from_millis(200), ..rules() };
+    let lab = lab(None, None, short).await;
+    let mut client = lab.client;
+    let flood = tokio::spawn(async move { while client.write_all(&[0; 4096]).await.is_ok() {} });
+    // Until the backend, which does not read, has let everything on the way fill up.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    lab.kick.cancel();
+    let joined = lab.joined.await.unwrap();
+    assert!(matches!(joined.ended, Ended::Kicked), "{joined:?}");
+    flood.await.unwrap();
+    let (mut backend, mut arrived, mut buffer) = (lab.backend, 0_u64, vec![0; 64 * 1024]);
+    let end = loop {
+        match backend.read(&mut buffer).await {
+            Ok(0) => panic!("an orderly end: everything was sent on"),
+            Ok(octets) => arrived += octets as u64,
+            Err(error) => break error.kind(),
+        }
+    };
+    assert_eq!(end, std::io::ErrorKind::ConnectionReset);
+    assert!(arrived < joined.octets_in, "{arrived} of {}", joined.octets_in);
 }
 
 #[tokio::test]

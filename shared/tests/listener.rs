@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use shared::config::{Bind, ListenerConfig, ListenerTls, ProxyMode};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Listener, Refused};
-use shared::proxy_protocol;
+use shared::proxy_protocol::{self, Extensions};
 use shared::wire::Proxied;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -74,7 +74,8 @@ async fn connect(address: SocketAddr) -> (TcpStream, String) {
 
 fn header(client: &str) -> Vec<u8> {
     let local = "192.0.2.1:143".parse().unwrap();
-    proxy_protocol::encode(Some(Proxied { client: client.parse().unwrap(), local }))
+    let proxied = Proxied { client: client.parse().unwrap(), local };
+    proxy_protocol::encode(Some(proxied), Extensions::default())
 }
 
 #[tokio::test]
@@ -173,7 +174,7 @@ async fn a_proxys_own_connection_is_its_own() {
     let required = ListenerConfig { proxy: ProxyMode::Required, ..config(loopback()) };
     let (address, _lifecycle) = serve(&required);
     let mut socket = TcpStream::connect(address).await.unwrap();
-    socket.write_all(&proxy_protocol::encode(None)).await.unwrap();
+    socket.write_all(&proxy_protocol::encode(None, Extensions::default())).await.unwrap();
     let own = socket.local_addr().unwrap();
     assert_eq!(read_line(&mut socket).await, format!("* OK {own}\r\n"));
 }

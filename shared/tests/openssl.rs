@@ -216,6 +216,7 @@ async fn openssl_talks_to_openssl(client: Version, backend: Version) {
         kick: CancellationToken::new(),
         kick_grace: Duration::from_mins(1),
         end: CancellationToken::new(),
+        watch: None,
     };
     let kick = rules.kick.clone();
     let session = tokio::spawn(join(front, back, rules));

@@ -16,15 +16,17 @@ use std::time::{Duration, SystemTime};
 
 use peers::*;
 use sha2::{Digest, Sha256};
-use shared::backend::{BackendTls, Endpoint, Identity as Told};
+use shared::backend::{BackendTls, Endpoint, Identity as Told, ProxyExtensions};
 use shared::config::{CertificateFiles, TlsConfig};
-use shared::proxy_protocol::{self, Prefix};
+use shared::proxy_protocol::{self, Extensions, Prefix};
 use shared::tls::{Certificates, Trust, client_config};
 use shared::wire::{ConnectError, Proxied, Wire};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 struct Made {
@@ -87,7 +89,7 @@ async fn the_certificate_is_the_one_for_the_name() {
     for (name, made) in
         [("mail.example.org", &first), ("a.example.net", &second), ("192.0.2.1", &first)]
     {
-        let config = client_config(&pinned(made)).unwrap();
+        let config = client_config(&pinned(made), None).unwrap();
         let (_, shown) = greeted(&certificates, config, name).await.unwrap();
         assert!(shown == made.der, "{name}");
     }
@@ -99,13 +101,13 @@ async fn a_private_authority_is_trusted_for_its_names_only() {
     let made = make(directory.path(), "mail", &["mail.example.org"]);
     let other = make(directory.path(), "other", &["mail.example.org"]);
     let certificates = load(&[&made]);
-    let trusting = client_config(&Trust::CaFile(made.files.cert_file.clone())).unwrap();
+    let trusting = client_config(&Trust::CaFile(made.files.cert_file.clone()), None).unwrap();
     greeted(&certificates, trusting.clone(), "mail.example.org").await.unwrap();
     let error = greeted(&certificates, trusting, "imap.example.org").await.unwrap_err();
     assert!(error.contains("not valid for name"), "{error}");
-    let elsewhere = client_config(&Trust::CaFile(other.files.cert_file)).unwrap();
+    let elsewhere = client_config(&Trust::CaFile(other.files.cert_file), None).unwrap();
     assert!(greeted(&certificates, elsewhere, "mail.example.org").await.is_err());
-    let platform = client_config(&Trust::Platform).unwrap();
+    let platform = client_config(&Trust::Platform, None).unwrap();
     assert!(greeted(&certificates, platform, "mail.example.org").await.is_err());
 }
 
@@ -115,7 +117,7 @@ async fn another_key_than_the_pinned_one_is_refused() {
     let made = make(directory.path(), "mail", &["mail.example.org"]);
     let other = make(directory.path(), "other", &["mail.example.org"]);
     let certificates = load(&[&made]);
-    let config = client_config(&pinned(&other)).unwrap();
+    let config = client_config(&pinned(&other), None).unwrap();
     assert!(greeted(&certificates, config, "mail.example.org").await.is_err());
 }
 
@@ -145,7 +147,7 @@ async fn a_renewed_certificate_is_shown_and_open_sessions_stay() {
     let before = make(directory.path(), "mail", &["mail.example.org"]);
     let certificates = load(&[&before]);
     let (mut wire, socket) = wire().await;
-    let connector = TlsConnector::from(client_config(&pinned(&before)).unwrap());
+    let connector = TlsConnector::from(client_config(&pinned(&before), None).unwrap());
     let name = ServerName::try_from("mail.example.org").unwrap();
     let (stream, accepted) = tokio::join!(
         connector.connect(name, socket),
@@ -158,7 +160,7 @@ async fn a_renewed_certificate_is_shown_and_open_sessions_stay() {
     let later = SystemTime::now() + Duration::from_secs(2);
     std::fs::File::open(&after.files.cert_file).unwrap().set_modified(later).unwrap();
     assert!(certificates.reload_if_changed().unwrap());
-    let config = client_config(&pinned(&after)).unwrap();
+    let config = client_config(&pinned(&after), None).unwrap();
     let (_, shown) = greeted(&certificates, config, "mail.example.org").await.unwrap();
     assert!(shown == after.der);
 
@@ -174,6 +176,8 @@ fn endpoint(address: SocketAddr, tls: BackendTls, identity: Told) -> Endpoint {
         port: address.port(),
         tls,
         identity,
+        proxy_extensions: ProxyExtensions::default(),
+        hide_auth_errors: true,
         connect_timeout: Duration::from_secs(10),
         reply_timeout: Duration::from_secs(10),
     }
@@ -186,14 +190,14 @@ async fn a_backend_is_told_the_client_before_the_handshake() {
     let certificates = load(&[&made]);
     let (listener, address) = listen().await;
     let name = ServerName::try_from("mail.example.org").unwrap();
-    let tls = BackendTls::Implicit(client_config(&pinned(&made)).unwrap(), name);
+    let tls = BackendTls::Implicit(client_config(&pinned(&made), None).unwrap(), name);
     let client = Proxied {
         client: "203.0.113.9:5000".parse().unwrap(),
         local: "192.0.2.1:993".parse().unwrap(),
     };
     let backend = tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
-        let mut header = vec![0; proxy_protocol::encode(Some(client)).len()];
+        let mut header = vec![0; proxy_protocol::encode(Some(client), Extensions::default()).len()];
         socket.read_exact(&mut header).await.unwrap();
         let octets = header.len();
         let expected = Prefix::Header { octets, client: Some(client) };
@@ -210,6 +214,73 @@ async fn a_backend_is_told_the_client_before_the_handshake() {
     backend.await.unwrap();
 }
 
+/// What a backend that is told by PROXY hears first, up to its LF or as much as comes at once.
+async fn told_first(wanted: ProxyExtensions, identity: Told) -> Vec<u8> {
+    let (listener, address) = listen().await;
+    let client = Proxied {
+        client: "203.0.113.9:5000".parse().unwrap(),
+        local: "192.0.2.1:993".parse().unwrap(),
+    };
+    let facts = Extensions {
+        authority: Some("imap.example.org"),
+        unique_id: Some("session-1"),
+        tls: Some("TLSv1.3"),
+    };
+    let mut endpoint = endpoint(address, BackendTls::Plain, identity);
+    endpoint.proxy_extensions = wanted;
+    let wire = Wire::connect_telling(&endpoint, Some(client), facts, patient()).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    drop(wire);
+    let mut said = Vec::new();
+    socket.read_to_end(&mut said).await.unwrap();
+    said
+}
+
+#[tokio::test]
+async fn a_proxy_header_says_what_the_backend_wants_and_no_more() {
+    let none = told_first(ProxyExtensions::default(), Told::Proxy).await;
+    assert_eq!(none.len(), 28, "two IPv4 addresses and nothing else");
+    let some = ProxyExtensions { unique_id: true, ..ProxyExtensions::default() };
+    let some = told_first(some, Told::Proxy).await;
+    assert!(some.ends_with(b"session-1") && !some.windows(4).any(|w| w == b"imap"), "{some:?}");
+    let v1 = told_first(ProxyExtensions::default(), Told::ProxyV1).await;
+    assert_eq!(v1, b"PROXY TCP4 203.0.113.9 192.0.2.1 5000 993\r\n");
+}
+
+#[tokio::test]
+async fn a_backend_that_asks_for_a_certificate_gets_ours() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let ours = make(directory.path(), "proxy", &["proxy.example.org"]);
+    let mut roots = RootCertStore::empty();
+    roots.add(ours.der.clone().into()).unwrap();
+    let verifier = WebPkiClientVerifier::builder(roots.into()).build().unwrap();
+    let key = PrivateKeyDer::from_pem_file(&made.files.key_file).unwrap();
+    let server = ServerConfig::builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![made.der.clone().into()], key)
+        .unwrap();
+    let server = Arc::new(server);
+    for (identity, taken) in [(Some(&ours.files), true), (None, false)] {
+        let (listener, address) = listen().await;
+        let acceptor = TlsAcceptor::from(Arc::clone(&server));
+        let backend = tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(socket).await?;
+            stream.write_all(b"* OK\r\n").await
+        });
+        let name = ServerName::try_from("mail.example.org").unwrap();
+        let tls = BackendTls::Implicit(client_config(&pinned(&made), identity).unwrap(), name);
+        let endpoint = endpoint(address, tls, Told::None);
+        let greeted = async {
+            let mut wire = Wire::connect(&endpoint, None, patient()).await.map_err(drop)?;
+            wire.line(100).await.map(drop).map_err(drop)
+        };
+        assert_eq!(greeted.await.is_ok(), taken);
+        assert_eq!(backend.await.unwrap().is_ok(), taken);
+    }
+}
+
 #[tokio::test]
 async fn a_backend_with_another_certificate_is_not_talked_to() {
     let directory = tempfile::tempdir().unwrap();
@@ -222,7 +293,7 @@ async fn a_backend_with_another_certificate_is_not_talked_to() {
         TlsAcceptor::from(certificates.server_config()).accept(socket).await.map(drop)
     });
     let name = ServerName::try_from("mail.example.org").unwrap();
-    let tls = BackendTls::Implicit(client_config(&pinned(&other)).unwrap(), name);
+    let tls = BackendTls::Implicit(client_config(&pinned(&other), None).unwrap(), name);
     let endpoint = endpoint(address, tls, Told::None);
     let error = Wire::connect(&endpoint, None, patient()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Secure { .. }), "{error}");

@@ -64,6 +64,7 @@ pub async fn postfix(recipients: Vec<(String, u16)>) -> anyhow::Result<Postfix> 
         delivery: Delivery::Split(
             recipients.into_iter().map(|(recipient, port)| (recipient, local(port))).collect(),
         ),
+        wants_names: false,
     })
     .await
     .context("Postfix as a peer")

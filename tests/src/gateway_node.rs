@@ -33,6 +33,8 @@ pub struct Settings {
     pub implicit_tls: bool,
     /// Clients come with a PROXY header.
     pub proxied: bool,
+    /// Longest wait for an owner's answer to a recipient.
+    pub ask_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -53,6 +55,7 @@ impl Default for Settings {
             tls: None,
             implicit_tls: false,
             proxied: false,
+            ask_timeout: PATIENCE,
         }
     }
 }
@@ -88,7 +91,7 @@ impl GatewayNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
-        let Settings { rules, tls, implicit_tls, proxied } = settings;
+        let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -105,6 +108,7 @@ impl GatewayNode {
             rules,
             tls,
             implicit_tls,
+            ask_timeout,
             pool: Arc::new(Pool::default()),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),

@@ -11,7 +11,9 @@ mod imap;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use shared::backend::{Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol};
+use shared::backend::{
+    Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol, ProxyExtensions,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -37,6 +39,8 @@ pub struct Manners {
     pub then: Then,
     /// How it answers a login.
     pub verdict: Verdict,
+    /// What it asks in mechanisms other than PLAIN and LOGIN, not in base64.
+    pub challenges: &'static [&'static str],
     /// What it says after the OK of STARTTLS, in the clear.
     pub injected: &'static str,
     /// Its certificate, where it speaks TLS.
@@ -103,6 +107,7 @@ impl Manners {
             greeting,
             then: Then::Speak,
             verdict: Verdict::ByPassword,
+            challenges: &[],
             injected: "",
             tls: None,
             proxied: false,
@@ -231,6 +236,8 @@ impl LoginBackend {
             port: self.address.port(),
             tls: BackendTls::Plain,
             identity: Identity::None,
+            proxy_extensions: ProxyExtensions::default(),
+            hide_auth_errors: true,
             connect_timeout: PATIENCE,
             reply_timeout: PATIENCE,
         };

@@ -61,6 +61,7 @@ impl Default for Settings {
                 idle_timeout: PATIENCE,
                 kick_grace: Duration::from_secs(2),
                 allow_plaintext: false,
+                trusted_networks: Vec::new(),
             },
             tls: None,
             implicit_tls: false,

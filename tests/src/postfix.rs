@@ -48,6 +48,8 @@ pub struct Options {
     pub recipients: Vec<String>,
     /// Where their mail goes.
     pub delivery: Delivery,
+    /// Clients that have no name are refused for good.
+    pub wants_names: bool,
 }
 
 /// A private Postfix server, ended with this value.
@@ -183,12 +185,13 @@ impl Postfix {
 
     fn write_configuration(&self, daemons: &str) -> Result<()> {
         let place = self.place.path().display();
-        let Options { domain, recipients, delivery } = &self.options;
+        let Options { domain, recipients, delivery, wants_names } = &self.options;
         let transport = match delivery {
             Delivery::Maildirs => "virtual".to_owned(),
             Delivery::Lmtp(address) => format!("lmtp:inet:{address}"),
             Delivery::Split(_) => "error:no transport".to_owned(),
         };
+        let clients = if *wants_names { "reject_unknown_client_hostname" } else { "" };
         let User { uid, gid } = User::unprivileged()?;
         let main = format!(
             "compatibility_level = 3.6
@@ -210,6 +213,8 @@ mynetworks = 127.0.0.0/8
 smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination
 smtpd_authorized_xclient_hosts = 127.0.0.1
 smtpd_peername_lookup = no
+smtpd_client_restrictions = {clients}
+unknown_client_reject_code = 550
 smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
 disable_dns_lookups = yes

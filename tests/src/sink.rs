@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use shared::backend::{
     Backend, BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol,
+    ProxyExtensions,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -61,6 +62,8 @@ pub enum Answer {
     Hang,
     /// Says what the test says, which is told by [`Sink::asked`].
     Ask,
+    /// Reads nothing until the test says something, and says that; nothing if it is empty.
+    Pause,
 }
 
 impl Default for Manners {
@@ -233,6 +236,8 @@ impl Sink {
             port: self.address.port(),
             tls: BackendTls::Plain,
             identity: Identity::None,
+            proxy_extensions: ProxyExtensions::default(),
+            hide_auth_errors: true,
             connect_timeout: PATIENCE,
             reply_timeout: PATIENCE,
         };
@@ -427,11 +432,10 @@ impl Server {
                 // Reading nothing: what is sent stays under way until nothing more fits.
                 std::future::pending().await
             }
+            Some((_, Answer::Pause)) => self.ask(moment)?.await?,
             Some((_, Answer::Ask)) => {
-                let (answer, answered) = oneshot::channel();
-                self.ask.send(Asked { moment: moment.to_owned(), answer })?;
                 tokio::select! {
-                    answered = answered => answered?,
+                    answered = self.ask(moment)? => answered?,
                     // A peer that hangs up meanwhile is not answered.
                     ended = stream.fill_buf() => {
                         if ended?.is_empty() { bail!("closed while asked") }
@@ -444,6 +448,13 @@ impl Server {
             say(stream, &line).await?;
         }
         Ok(line)
+    }
+
+    /// Has the test say what is to be said.
+    fn ask(&self, moment: &str) -> Result<oneshot::Receiver<String>> {
+        let (answer, answered) = oneshot::channel();
+        self.ask.send(Asked { moment: moment.to_owned(), answer })?;
+        Ok(answered)
     }
 
     /// Reads a message to its end and answers it.

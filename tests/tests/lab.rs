@@ -91,6 +91,7 @@ async fn postfix_delivers_to_those_it_knows_and_takes_the_clients_address_by_xcl
         domain: "example.org".to_owned(),
         recipients: vec![ANN.to_owned()],
         delivery: Delivery::Maildirs,
+        wants_names: false,
     };
     let server = Postfix::start(options).await.unwrap();
     let unknown = smtp::send(server.smtp(), "s@example.com", &["x@example.org"], "").await.unwrap();
@@ -113,6 +114,7 @@ async fn postfix_hands_on_by_lmtp() {
         domain: "example.org".to_owned(),
         recipients: vec![ANN.to_owned()],
         delivery: Delivery::Lmtp(dovecot.lmtp()),
+        wants_names: false,
     };
     let server = Postfix::start(options).await.unwrap();
     let sent = smtp::send(server.smtp(), "s@example.com", &[ANN], &message("third")).await.unwrap();

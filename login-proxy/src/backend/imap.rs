@@ -3,14 +3,15 @@
 mod response;
 
 use shared::backend::{BackendTls, Endpoint, Identity};
-use shared::credentials::{Credentials, Secret};
+use shared::credentials::Secret;
 use shared::dialogue::Input;
 use shared::sasl::{Mechanism, Mechanisms, decode_base64};
-use shared::wire::Wire;
+use shared::wire::{Watch, Wire};
 use tokio::time::Instant;
 
 use super::sasl::{self, Answer, Carrier};
-use super::{Abilities, AttachError, Attached, Attempt, Client, Prompt, Welcome, connect};
+use super::watch::CommandWatch;
+use super::{Abilities, AttachError, Attached, Attempt, Client, Welcome, connect};
 use response::{Exchange, Reply, Status, next_reply};
 
 /// Longest command that is sent in one line: Dovecot takes about a kilobyte before login.
@@ -28,18 +29,39 @@ const MAX_ID_PAIRS: usize = 30;
 ///
 /// An [`AttachError`]; the connection is closed.
 pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attached, AttachError> {
-    let Attempt { credentials, client, prompt, until } = attempt;
+    let Attempt { client, until, .. } = attempt;
     let (mut wire, capabilities) = open(endpoint, Some(client), until).await?;
     let forwards = endpoint.identity == Identity::DovecotId && capabilities.has("ID");
     if forwards {
         wire.output.push(id_command(client));
     }
-    let welcome = authenticate(&mut wire, credentials, prompt, &capabilities, forwards).await?;
-    let welcome = match welcome {
+    let mut exchange = Exchange::default();
+    let yes = authenticate(&mut wire, &mut exchange, attempt, &capabilities, forwards).await?;
+    let Capabilities(mut welcome) = match yes {
         Some(capabilities) => capabilities,
-        None => ask_again(&mut wire).await?,
+        None => asked_capabilities(&mut wire, &mut exchange).await?,
     };
-    Ok(Attached { wire, welcome: Welcome { capabilities: welcome.0 } })
+    // What else it has said meanwhile (an ALERT, say) is for the client, before the rest.
+    if !exchange.said.is_empty() {
+        let rest = Input::from_octets(wire.input.unread());
+        wire.input = Input::from_octets(exchange.said.as_bytes());
+        wire.input.push(rest.unread());
+    }
+    let watch = without_unauthenticate(&mut welcome);
+    Ok(Attached { wire, welcome: Welcome { capabilities: welcome }, watch })
+}
+
+/// Takes UNAUTHENTICATE out of what the client is told, and COMPRESS with it, which would hide it; the
+/// connection of a backend that has it is watched.
+fn without_unauthenticate(capabilities: &mut String) -> Option<Box<dyn Watch>> {
+    let unauthenticates = |word: &str| word.eq_ignore_ascii_case("UNAUTHENTICATE");
+    if !capabilities.split(' ').any(unauthenticates) {
+        return None;
+    }
+    let compresses = |word: &str| word.to_ascii_uppercase().starts_with("COMPRESS=");
+    let others = capabilities.split(' ').filter(|w| !unauthenticates(w) && !compresses(w));
+    *capabilities = others.collect::<Vec<_>>().join(" ");
+    Some(Box::new(CommandWatch::imap()))
 }
 
 /// What a backend says that it can.
@@ -134,18 +156,6 @@ async fn ask_capabilities(wire: &mut Wire) -> Result<Capabilities, AttachError> 
     asked_capabilities(wire, &mut Exchange::default()).await
 }
 
-/// After login. What else the backend says meanwhile (an ALERT, say) is for the client, before the rest.
-async fn ask_again(wire: &mut Wire) -> Result<Capabilities, AttachError> {
-    let mut exchange = Exchange::default();
-    let capabilities = asked_capabilities(wire, &mut exchange).await?;
-    if !exchange.said.is_empty() {
-        let rest = Input::from_octets(wire.input.unread());
-        wire.input = Input::from_octets(exchange.said.as_bytes());
-        wire.input.push(rest.unread());
-    }
-    Ok(capabilities)
-}
-
 async fn asked_capabilities(
     wire: &mut Wire,
     exchange: &mut Exchange,
@@ -165,13 +175,13 @@ async fn asked_capabilities(
 /// that came with its yes. The ID command may be on its way before.
 async fn authenticate(
     wire: &mut Wire,
-    credentials: &Credentials,
-    prompt: &Prompt,
+    exchange: &mut Exchange,
+    attempt: Attempt<'_>,
     capabilities: &Capabilities,
     after_id: bool,
 ) -> Result<Option<Capabilities>, AttachError> {
+    let Attempt { credentials, prompt, .. } = attempt;
     let mut offered = capabilities.mechanisms();
-    let exchange = Exchange::default();
     let takes_initial = capabilities.has("SASL-IR");
     let mut carrier = ImapCarrier { wire, exchange, takes_initial, after_id };
     let by_command = !capabilities.has("LOGINDISABLED") && credentials.authzid.is_none();
@@ -191,7 +201,7 @@ async fn authenticate(
 /// AUTHENTICATE under the tag `L`.
 struct ImapCarrier<'w> {
     wire: &'w mut Wire,
-    exchange: Exchange,
+    exchange: &'w mut Exchange,
     /// SASL-IR (RFC 4959).
     takes_initial: bool,
     /// The reply to ID is still to come.
@@ -357,7 +367,8 @@ mod tests {
             local: "192.0.2.1:993".parse().unwrap(),
             session: "abc",
             ttl: 5,
-            secured: true,
+            tls: Some("TLSv1.3"),
+            authority: None,
             told: &told,
         };
         assert_eq!(

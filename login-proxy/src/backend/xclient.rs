@@ -12,7 +12,7 @@ pub(super) fn attributes(client: Client<'_>) -> String {
         ("PORT", client.address.port().to_string()),
         ("SESSION", client.session.to_owned()),
         ("TTL", client.ttl.to_string()),
-        ("CLIENT-TRANSPORT", if client.secured { "TLS" } else { "insecure" }.to_owned()),
+        ("CLIENT-TRANSPORT", if client.tls.is_some() { "TLS" } else { "insecure" }.to_owned()),
         ("DESTADDR", client.local.ip().to_string()),
         ("DESTPORT", client.local.port().to_string()),
     ];
@@ -32,7 +32,8 @@ mod tests {
             local: "[2001:db8:1111:2222:3333:4444:5555:7777]:61995".parse().unwrap(),
             session: &session,
             ttl: 5,
-            secured: true,
+            tls: Some("TLSv1.3"),
+            authority: None,
             told: &Told::default(),
         };
         let line = attributes(client);

@@ -11,6 +11,7 @@ use shared::credentials::{Credentials, Secret};
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::sasl::{Mechanism, encode_base64};
 
+use super::forwarded;
 use super::sasl::{Exchange, Turn};
 use super::{Event, Front, Terms, Told};
 use crate::backend::Welcome;
@@ -256,6 +257,9 @@ impl ImapFront {
                 })
                 .collect();
         }
+        if self.terms.trusted && self.told.forwarded.is_none() {
+            self.told.forwarded = forwarded::of_id(&self.told.id).map(Box::new);
+        }
         out.push("* ID NIL\r\n");
         answer(out, tag, "OK ID completed.");
         Ok(())
@@ -333,11 +337,12 @@ impl Dialogue for ImapFront {
     type Event = Event;
 
     fn step(&mut self, input: &mut Input, output: &mut Output) -> Result<Step<Event>, Violation> {
-        loop {
+        while !output.is_full() {
             if let Some(step) = self.take_in(input, output)? {
                 return Ok(step);
             }
         }
+        Ok(Step::NeedInput)
     }
 
     fn secured(&mut self, _: &mut Output) {
@@ -377,16 +382,10 @@ impl Front for ImapFront {
         let State::Answer { tag } = std::mem::replace(&mut self.state, State::Command) else {
             return;
         };
-        // UNAUTHENTICATE (RFC 8437) would let another user in on a connection that was routed for this one.
-        let offered = welcome
-            .capabilities
-            .split(' ')
-            .filter(|word| !word.is_empty() && !word.eq_ignore_ascii_case("UNAUTHENTICATE"));
-        let offered: Vec<&str> = offered.collect();
+        let offered = &welcome.capabilities;
         if offered.is_empty() {
             return answer(out, &tag, "OK Logged in");
         }
-        let offered = offered.join(" ");
         // Untagged only for clients that asked before: others take it for an error (LOG-10).
         if self.asked_capability {
             out.push(format!("* CAPABILITY {offered}\r\n"));

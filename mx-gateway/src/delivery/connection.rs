@@ -1,6 +1,6 @@
 //! An SMTP or LMTP connection to an owner (RFC 5321 §4, RFC 2033), as client.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -13,6 +13,7 @@ use shared::smtp::reply::{Class, Reply, ReplyLine};
 use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
 use tokio::time::Instant;
 
+use super::xclient;
 use crate::body::Message;
 use crate::serve::Context;
 
@@ -20,9 +21,10 @@ use crate::serve::Context;
 const MAX_REPLY_LINE: usize = 2048;
 /// Most lines of one reply.
 const MAX_REPLY_LINES: usize = 100;
-/// Longest XCLIENT line in octets: Postfix takes no more.
-const MAX_XCLIENT: usize = 512;
-/// Longest wait for an owner where nothing depends on its answer.
+/// The service closes the connection (RFC 5321 §4.2.2). 221 is the answer to QUIT, but some servers say it
+/// where 421 is meant; no verdict in any case.
+const FAREWELLS: [u16; 2] = [221, 421];
+/// Longest wait for an owner where nothing depends on its answer, however much it says.
 const BRIEFLY: Duration = Duration::from_secs(5);
 /// Octets of a message that are written at once.
 const SENT_AT_ONCE: usize = 32 * 1024;
@@ -72,7 +74,7 @@ pub enum DeliveryError {
     /// It does not offer STARTTLS, which is configured. There is no downgrade.
     #[error("it does not offer STARTTLS")]
     NoStartTls,
-    /// It refuses us as a client, or closes the service (421).
+    /// It refuses us as a client, or closes the service.
     #[error("it said: {0}")]
     Unwilling(Reply),
     /// It does not speak SMTP.
@@ -205,6 +207,15 @@ impl Connection {
         self.reply().await
     }
 
+    /// Whether the connection is reset when it is dropped, so that the owner gets nothing more than it has.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over.
+    pub fn discard_on_drop(&mut self, discard: bool) -> Result<(), DeliveryError> {
+        Ok(self.wire.discard_on_drop(discard)?)
+    }
+
     /// Sends the message and its end. `patience` is the longest wait for a [`Self::verdict`] from here on.
     ///
     /// # Errors
@@ -262,8 +273,9 @@ impl Connection {
             return self.keep(cx, owner);
         }
         // A client may be waiting for this, and nothing depends on it.
-        self.wire.deadlines.read = BRIEFLY;
+        self.wire.deadlines.until = Instant::now().checked_add(BRIEFLY);
         if self.wire.say("RSET\r\n").await.is_ok() && self.expect(Class::Accepted).await.is_ok() {
+            self.wire.deadlines.until = None;
             self.keep(cx, owner);
         }
     }
@@ -272,8 +284,13 @@ impl Connection {
     /// the background if not.
     pub fn keep(self, cx: &Context, owner: &BackendName) {
         if let Some(unused) = cx.pool.keep(owner, self) {
-            cx.lifecycle.spawn("quit", unused.quit());
+            unused.say_goodbye(cx);
         }
+    }
+
+    /// Says goodbye in the background.
+    pub fn say_goodbye(self, cx: &Context) {
+        cx.lifecycle.spawn("quit", self.quit());
     }
 
     /// Says goodbye without waiting long for an answer.
@@ -295,16 +312,18 @@ impl Connection {
 
     /// XCLIENT, with what is offered of it. An owner that does not offer it to us takes the mail all the
     /// same, but judges it by our address: that is for an operator to mend.
+    ///
+    /// What is said in EHLO behind it counts for the client's name, too, so that is said, if it is one.
     async fn name_client(&mut self, introduction: Introduction<'_>) -> Result<(), DeliveryError> {
-        if !self.offered.takes_xclient("ADDR") {
+        if !self.offered.takes_xclient(xclient::ADDRESS) {
             let peer = self.wire.peer();
             tracing::warn!(%peer, "the owner offers no XCLIENT, so it takes us for the client");
             return Ok(());
         }
-        let line = xclient(&self.offered, introduction);
-        self.wire.say(line).await?;
+        self.wire.say(xclient::command(&self.offered, introduction)).await?;
         self.expect(Class::Accepted).await?;
-        self.hello(introduction.hostname).await
+        let helo = xclient::helo(introduction);
+        self.hello(helo.as_ref().map_or(introduction.hostname, Domain::as_str)).await
     }
 
     /// EHLO or LHLO, and what is offered in answer.
@@ -347,8 +366,8 @@ impl Connection {
         self.reply_with(|_| {}).await
     }
 
-    /// Reads one reply, of any number of lines with one code. 421 is the end of the connection, whatever
-    /// it was the answer to.
+    /// Reads one reply, of any number of lines with one code. A farewell is the end of the connection,
+    /// whatever it was the answer to; the one to QUIT is not read.
     async fn reply_with(&mut self, mut each: impl FnMut(&str)) -> Result<Reply, DeliveryError> {
         let mut code = None;
         for _ in 0..MAX_REPLY_LINES {
@@ -364,7 +383,7 @@ impl Connection {
                 continue;
             }
             let reply = Reply::of_lines(line.code, line.text);
-            return if reply.code() == 421 {
+            return if FAREWELLS.contains(&reply.code()) {
                 Err(DeliveryError::Unwilling(reply))
             } else {
                 Ok(reply)
@@ -376,70 +395,4 @@ impl Connection {
 
 fn rcpt(to: &Address) -> String {
     format!("RCPT TO:<{to}>\r\n")
-}
-
-/// Postfix's XCLIENT: only attributes that are offered, NAME and REVERSE_NAME so that our own names are
-/// not taken for the client's, ADDR last because the right to say more is judged by it. Never LOGIN: that
-/// would make the client an authenticated one.
-fn xclient(offered: &Extensions, introduction: Introduction<'_>) -> String {
-    let address = |ip: IpAddr| match ip {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => format!("IPV6:{v6}"),
-    };
-    let Introduction { client, local, helo, extended, .. } = introduction;
-    // Dovecot refuses the whole command for a HELO that is no host name.
-    let helo = Domain::parse(helo).map(|domain| domain.to_string());
-    let attributes = [
-        ("HELO", helo.ok()),
-        ("PROTO", Some(if extended { "ESMTP" } else { "SMTP" }.to_owned())),
-        ("NAME", Some("[UNAVAILABLE]".to_owned())),
-        ("REVERSE_NAME", Some("[UNAVAILABLE]".to_owned())),
-        ("PORT", Some(client.port().to_string())),
-        ("DESTADDR", Some(address(local.ip()))),
-        ("DESTPORT", Some(local.port().to_string())),
-        ("ADDR", Some(address(client.ip()))),
-    ];
-    let mut line = String::from("XCLIENT");
-    for (name, value) in attributes {
-        let Some(value) = value.filter(|_| offered.takes_xclient(name)) else { continue };
-        // What does not fit is left out; the address always does.
-        if line.len() + name.len() + value.len() + 60 < MAX_XCLIENT {
-            line = format!("{line} {name}={value}");
-        }
-    }
-    line.push_str("\r\n");
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn introduction(helo: &str) -> Introduction<'_> {
-        Introduction {
-            hostname: "mx.example.org",
-            client: "[2001:db8::7]:4711".parse().unwrap(),
-            local: "192.0.2.1:25".parse().unwrap(),
-            helo,
-            extended: true,
-        }
-    }
-
-    #[test]
-    fn xclient_says_what_is_offered_and_the_address_last() {
-        let mut offered = Extensions::default();
-        offered.add("XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR DESTPORT");
-        assert_eq!(
-            xclient(&offered, introduction("mail.example.net")),
-            "XCLIENT HELO=mail.example.net PROTO=ESMTP NAME=[UNAVAILABLE] \
-             REVERSE_NAME=[UNAVAILABLE] PORT=4711 DESTADDR=192.0.2.1 DESTPORT=25 \
-             ADDR=IPV6:2001:db8::7\r\n"
-        );
-        let mut few = Extensions::default();
-        few.add("XCLIENT NAME ADDR");
-        assert_eq!(
-            xclient(&few, introduction("bad;name")),
-            "XCLIENT NAME=[UNAVAILABLE] ADDR=IPV6:2001:db8::7\r\n"
-        );
-    }
 }

@@ -8,7 +8,7 @@ fn terms() -> Terms {
 }
 
 /// Says `turns` one after the other (a turn ends where a client must wait, as for 354) and returns all
-/// replies. RCPT is accepted for ann and refused for others.
+/// replies. RCPT is accepted for ann, refused for now for held, and refused for others.
 fn converse(turns: &[&str]) -> String {
     let whole = outcome(turns, 0, 0);
     for (turn, octets) in turns.iter().enumerate() {
@@ -63,6 +63,9 @@ fn answer(session: &mut Session, event: &Event, out: &mut Output) {
         Event::Mail(mail) => Reply::new(250, (1, 0), format!("{} ok", mail.from)),
         Event::Rcpt(ForwardPath::Mailbox(to)) if to.local() == "ann" => {
             Reply::new(250, (1, 5), "ok")
+        }
+        Event::Rcpt(ForwardPath::Mailbox(to)) if to.local() == "held" => {
+            Reply::new(451, (3, 2), "later")
         }
         Event::Rcpt(_) => Reply::new(550, (1, 1), "unknown"),
         Event::Data => Reply::bare(354, "go on"),
@@ -132,6 +135,24 @@ fn commands_have_an_order() {
         after_ehlo("MAIL FROM:<>\r\nRSET\r\nRCPT TO:<ann@example.org>\r\n"),
         "250 2.1.0 <> ok\r\n250 2.0.0 Ok\r\n503 5.5.1 Say MAIL first\r\n"
     );
+}
+
+#[test]
+fn a_recipient_that_is_refused_for_now_is_not_refused_for_good_at_data() {
+    for (recipients, expected) in [
+        (&["held"][..], "451 4.3.0 No recipient is taken for now, try again later\r\n"),
+        (&["x", "held", "y"], "451 4.3.0 No recipient is taken for now, try again later\r\n"),
+        (&["x", "y"], "554 5.5.1 No valid recipients\r\n"),
+        (&["held", "ann"], "354 go on\r\n"),
+    ] {
+        let rcpt = |to: &&str| format!("RCPT TO:<{to}@example.org>\r\n");
+        let rcpts: String = recipients.iter().map(rcpt).collect();
+        let said = converse(&[&format!("EHLO c\r\nMAIL FROM:<>\r\n{rcpts}DATA\r\n")]);
+        assert!(said.ends_with(expected), "{said}");
+    }
+    let said = converse(&["EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<held@example.org>\r\nRSET\r\n\
+         MAIL FROM:<>\r\nDATA\r\n"]);
+    assert!(said.ends_with("554 5.5.1 No valid recipients\r\n"), "it was of another transaction");
 }
 
 #[test]

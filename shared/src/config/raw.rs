@@ -134,7 +134,11 @@ pub(super) struct Endpoint {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) pin_sha256: Vec<String>,
     pub(super) allow_plaintext: bool,
+    pub(super) client_cert_file: Option<PathBuf>,
+    pub(super) client_key_file: Option<PathBuf>,
     pub(super) identity: Option<Identity>,
+    pub(super) proxy_extensions: Vec<ProxyExtension>,
+    pub(super) hide_auth_errors: bool,
     #[serde(with = "humantime_serde")]
     pub(super) connect_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -152,7 +156,11 @@ impl Default for Endpoint {
             ca_file: None,
             pin_sha256: Vec::new(),
             allow_plaintext: false,
+            client_cert_file: None,
+            client_key_file: None,
             identity: None,
+            proxy_extensions: Vec::new(),
+            hide_auth_errors: true,
             connect_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_mins(1),
         }
@@ -181,6 +189,15 @@ pub(super) enum Identity {
     Xclient,
     DovecotId,
     Proxy,
+    ProxyV1,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ProxyExtension {
+    Authority,
+    UniqueId,
+    Tls,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -246,6 +263,7 @@ pub(super) struct Login {
     #[serde(with = "humantime_serde")]
     pub(super) kick_grace: Duration,
     pub(super) allow_plaintext: bool,
+    pub(super) trusted_networks: Vec<IpNet>,
 }
 
 impl Default for Login {
@@ -268,6 +286,7 @@ impl Default for Login {
             idle_timeout: Duration::from_mins(31),
             kick_grace: Duration::from_secs(2),
             allow_plaintext: false,
+            trusted_networks: Vec::new(),
         }
     }
 }
@@ -406,6 +425,8 @@ mod tests {
                 protocol: endpoint.protocol,
                 tls: Some(BackendTls::Plain),
                 ca_file: Some(PathBuf::new()),
+                client_cert_file: Some(PathBuf::new()),
+                client_key_file: Some(PathBuf::new()),
                 identity: Some(identity),
                 ..Endpoint::default()
             };

@@ -4,6 +4,10 @@
 
 use zeroize::Zeroize;
 
+/// Octets after which a dialogue answers no more until they are written: a peer that asks much and reads
+/// nothing must not make us keep all the answers.
+const FULL: usize = 16 * 1024;
+
 /// Octets queued for a peer. Owns no memory while empty.
 #[derive(Default)]
 pub struct Output {
@@ -41,6 +45,11 @@ impl Output {
     /// True when nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// True when so much is queued that it should be written before more is.
+    pub fn is_full(&self) -> bool {
+        self.len() >= FULL
     }
 
     /// Wipes and forgets the first `count` octets, or all of them if there are fewer.

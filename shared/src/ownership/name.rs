@@ -77,6 +77,28 @@ impl Name {
         Ok(Self { text: text.into(), purpose: Purpose::Login })
     }
 
+    /// The name in a login that a master user may have typed, as in `ann@example.org*admin`: the mailbox is
+    /// what stands before the first of `separators` (NAM-3).
+    ///
+    /// # Errors
+    ///
+    /// A [`NameError`].
+    pub fn of_master_login(typed: &[u8], separators: &str) -> Result<Self, NameError> {
+        let separators = separators.as_bytes();
+        let at = typed.iter().position(|octet| separators.contains(octet));
+        match at.and_then(|at| typed.split_at_checked(at)) {
+            // With nobody before or behind it, it is no such form.
+            Some((mailbox, [_, _, ..])) if !mailbox.is_empty() => {
+                // The master's name is looked up nowhere, but logged like the rest.
+                if typed.len() > MAX_LOGIN {
+                    return Err(NameError::TooLong);
+                }
+                Self::of_login(mailbox)
+            }
+            Some(_) | None => Self::of_login(typed),
+        }
+    }
+
     /// The canonical text.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -108,6 +130,24 @@ mod tests {
         let login = Name::of_login("ANN@Bücher.example".as_bytes()).unwrap();
         let address = Name::of_address(&Address::parse("Ann@xn--bcher-kva.EXAMPLE").unwrap());
         assert_eq!(login.as_str(), address.as_str());
+    }
+
+    #[test]
+    fn the_mailbox_of_a_master_users_login_decides() {
+        for (typed, mailbox) in [
+            ("ann@example.org*admin", "ann@example.org"),
+            ("Ann%admin@example.org", "ann"),
+            ("ann*admin*x", "ann"),
+            ("ann@example.org", "ann@example.org"),
+            ("*admin", "*admin"),
+            ("ann*", "ann*"),
+        ] {
+            let name = Name::of_master_login(typed.as_bytes(), "*%").unwrap();
+            assert_eq!(name.as_str(), mailbox, "{typed}");
+        }
+        assert_eq!(Name::of_master_login(b"ann*admin", "").unwrap().as_str(), "ann*admin");
+        let long = format!("ann*{}", "x".repeat(MAX_LOGIN));
+        assert_eq!(Name::of_master_login(long.as_bytes(), "*"), Err(NameError::TooLong));
     }
 
     #[test]

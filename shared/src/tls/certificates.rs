@@ -147,8 +147,7 @@ fn read_all(files: &[CertificateFiles]) -> Result<Vec<(CertifiedKey, Vec<String>
 
 fn read(files: &CertificateFiles) -> Result<(CertifiedKey, Vec<String>), TlsError> {
     let chain = read_chain(&files.cert_file)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key_file)
-        .map_err(|error| unreadable(&files.key_file, &error))?;
+    let key = read_key(files)?;
     let names = chain.first().map(names_of).unwrap_or_default();
     let certificate =
         CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|source| {
@@ -159,6 +158,12 @@ fn read(files: &CertificateFiles) -> Result<(CertifiedKey, Vec<String>), TlsErro
             }
         })?;
     Ok((certificate, names))
+}
+
+/// Reads the private key of a certificate.
+pub(super) fn read_key(files: &CertificateFiles) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(&files.key_file)
+        .map_err(|error| unreadable(&files.key_file, &error))
 }
 
 /// Reads all certificates of a PEM file.

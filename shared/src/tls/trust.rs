@@ -19,7 +19,8 @@ use tokio_rustls::rustls::{
 use x509_parser::prelude::FromDer;
 
 use super::TlsError;
-use super::certificates::read_chain;
+use super::certificates::{read_chain, read_key};
+use crate::config::CertificateFiles;
 
 /// Backend sessions remembered for resumption.
 const REMEMBERED_SESSIONS: usize = 1024;
@@ -37,16 +38,20 @@ pub enum Trust {
 }
 
 /// A client configuration for one policy. Make one for each policy and keep it, else nothing is resumed.
+/// With `identity` we prove who we are to a server that asks for it.
 ///
 /// # Errors
 ///
 /// A [`TlsError`] that names the file.
-pub fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn client_config(
+    trust: &Trust,
+    identity: Option<&CertificateFiles>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
-    let mut config = match trust {
-        Trust::Platform => builder.with_platform_verifier()?.with_no_client_auth(),
+    let builder = match trust {
+        Trust::Platform => builder.with_platform_verifier()?,
         Trust::CaFile(file) => {
             let mut roots = RootCertStore::empty();
             for certificate in read_chain(file)? {
@@ -55,12 +60,17 @@ pub fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, TlsError> {
                     reason: error.to_string(),
                 })?;
             }
-            builder.with_root_certificates(roots).with_no_client_auth()
+            builder.with_root_certificates(roots)
         }
         Trust::Pins(pins) => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Pinned { pins: pins.clone(), provider }))
-            .with_no_client_auth(),
+            .with_custom_certificate_verifier(Arc::new(Pinned { pins: pins.clone(), provider })),
+    };
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(files) => {
+            builder.with_client_auth_cert(read_chain(&files.cert_file)?, read_key(files)?)?
+        }
     };
     config.resumption = Resumption::in_memory_sessions(REMEMBERED_SESSIONS);
     Ok(Arc::new(config))
@@ -145,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_ca_file_that_is_not_there_is_named() {
-        let said = client_config(&Trust::CaFile("/nowhere/ca.pem".into())).unwrap_err().to_string();
+        let said =
+            client_config(&Trust::CaFile("/nowhere/ca.pem".into()), None).unwrap_err().to_string();
         assert!(said.contains("/nowhere/ca.pem"), "{said}");
     }
 }

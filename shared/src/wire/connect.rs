@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Deadlines, Wire, WireError};
 use crate::backend::{BackendTls, Endpoint, Identity};
-use crate::proxy_protocol;
+use crate::proxy_protocol::{self, Extensions};
 
 /// A connection that is silent for this long is probed, so that a vanished peer is noticed.
 const KEEPALIVE_TIME: Duration = Duration::from_mins(2);
@@ -78,11 +78,35 @@ impl Wire {
         client: Option<Proxied>,
         deadlines: Deadlines,
     ) -> Result<Self, ConnectError> {
+        Self::connect_telling(endpoint, client, Extensions::default(), deadlines).await
+    }
+
+    /// As [`Self::connect`]; a PROXY header of version 2 also says what of `extensions` the endpoint is to
+    /// be told.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConnectError`].
+    pub async fn connect_telling(
+        endpoint: &Endpoint,
+        client: Option<Proxied>,
+        extensions: Extensions<'_>,
+        deadlines: Deadlines,
+    ) -> Result<Self, ConnectError> {
         let (socket, address) = dial(endpoint, deadlines.until).await?;
         let secured = async {
             let mut wire = Self::new(socket, deadlines)?;
             match endpoint.identity {
-                Identity::Proxy => wire.say(proxy_protocol::encode(client)).await?,
+                Identity::Proxy => {
+                    let wanted = endpoint.proxy_extensions;
+                    let extensions = Extensions {
+                        authority: extensions.authority.filter(|_| wanted.authority),
+                        unique_id: extensions.unique_id.filter(|_| wanted.unique_id),
+                        tls: extensions.tls.filter(|_| wanted.tls),
+                    };
+                    wire.say(proxy_protocol::encode(client, extensions)).await?;
+                }
+                Identity::ProxyV1 => wire.say(proxy_protocol::encode_v1(client)).await?,
                 Identity::None | Identity::Xclient | Identity::DovecotId => {}
             }
             match &endpoint.tls {

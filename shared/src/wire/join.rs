@@ -5,7 +5,9 @@
 //! it. So an idle joined session owns two sockets, their TLS keys and one timer.
 //!
 //! No protocol is known here, so nothing is said to either side: the join cannot know whether it is
-//! inside a literal. A kick ends a quiet session, or waits for the first quiet moment.
+//! inside a literal. A kick ends a quiet session, or waits for the first quiet moment; what the kernel has
+//! not sent to the backend by then is thrown away, so that nothing arrives there after the session's end.
+//! Where a protocol has a command that must not pass, its [`Watch`] looks for it.
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -27,8 +29,17 @@ const AFTER_BACKEND: Duration = Duration::from_secs(5);
 /// Reads of one direction in one poll, so that a busy session does not starve its thread's others.
 const ROUNDS: usize = 16;
 
+/// Looks at what is said on a joined connection, before it is passed on.
+pub trait Watch: std::fmt::Debug + Send + Sync {
+    /// What the client says next. False: it must not pass, and the session ends.
+    fn client_says(&mut self, octets: &[u8]) -> bool;
+
+    /// What the backend says next.
+    fn backend_says(&mut self, octets: &[u8]);
+}
+
 /// When a joined session ends, other than by its peers.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct JoinRules {
     /// Longest silence of both legs together.
     pub idle: Duration,
@@ -38,6 +49,8 @@ pub struct JoinRules {
     pub kick_grace: Duration,
     /// Cancelled when the process ends: the session ends at once.
     pub end: CancellationToken,
+    /// Looks for what must not pass; for most protocols and backends nobody needs to.
+    pub watch: Option<Box<dyn Watch>>,
 }
 
 /// How a joined session went.
@@ -64,6 +77,8 @@ pub enum Ended {
     Kicked,
     /// [`JoinRules::end`].
     Shutdown,
+    /// [`JoinRules::watch`] let something not pass.
+    Forbidden,
     /// A leg failed otherwise than by closing.
     Failed(Leg, WireError),
 }
@@ -81,16 +96,20 @@ pub enum Leg {
 /// either goes to the other first. The future is small, and meant to be a task of its own: whatever
 /// the login needed has been freed by then.
 pub fn join(
-    mut client: Wire,
-    mut backend: Wire,
-    rules: JoinRules,
+    client: Wire,
+    backend: Wire,
+    mut rules: JoinRules,
 ) -> impl Future<Output = Joined> + Send + 'static {
-    let inward = Flow::begin(&mut client, &mut backend);
-    let outward = Flow::begin(&mut backend, &mut client);
-    let mut session = Session { client, backend, inward, outward, first: None, fault: None };
+    let watch = rules.watch.take();
+    let mut session = Session::begin(client, backend, watch);
     // What the block below borrows is kept once; what it would own, or an `async fn`, twice.
     async move {
         let ended = session.run(&rules).await;
+        if matches!(ended, Ended::Kicked | Ended::Shutdown | Ended::Forbidden) {
+            // The kernel would go on sending for minutes, to a backend that may have lost the account since
+            // (P5). If this fails, the socket is not connected any more.
+            let _ = session.backend.discard_on_drop(true);
+        }
         session.hang_up().await;
         Joined { ended, octets_in: session.inward.octets, octets_out: session.outward.octets }
     }
@@ -105,6 +124,9 @@ struct Session {
     first: Option<Leg>,
     /// What failed first.
     fault: Option<Box<(Leg, WireError)>>,
+    watch: Option<Box<dyn Watch>>,
+    /// The watch let something not pass.
+    forbidden: bool,
 }
 
 /// One direction.
@@ -125,10 +147,28 @@ enum FlowState {
 enum Fault {
     Source(WireError),
     Sink(WireError),
+    /// What came must not pass.
+    Forbidden,
 }
 
 impl Session {
+    fn begin(mut client: Wire, mut backend: Wire, mut watch: Option<Box<dyn Watch>>) -> Self {
+        let forbidden = !watch.as_mut().is_none_or(|w| w.client_says(client.input.unread()));
+        if forbidden {
+            client.input.clear();
+        }
+        if let Some(watch) = &mut watch {
+            watch.backend_says(backend.input.unread());
+        }
+        let inward = Flow::begin(&mut client, &mut backend);
+        let outward = Flow::begin(&mut backend, &mut client);
+        Self { client, backend, inward, outward, first: None, fault: None, watch, forbidden }
+    }
+
     async fn run(&mut self, rules: &JoinRules) -> Ended {
+        if self.forbidden {
+            return Ended::Forbidden;
+        }
         let mut last = Instant::now();
         let mut kicked = None;
         let mut timer = pin!(sleep_until(later(last, rules.idle)));
@@ -195,9 +235,16 @@ impl Session {
     fn poll_flows(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let before = (self.inward.state, self.outward.state);
-            let Self { client, backend, inward, outward, .. } = self;
-            let inward = inward.advance(cx, client, backend);
-            let outward = outward.advance(cx, backend, client);
+            let Self { client, backend, inward, outward, watch, .. } = self;
+            let inward = inward.advance(cx, client, backend, |octets| {
+                watch.as_mut().is_none_or(|watch| watch.client_says(octets))
+            });
+            let outward = outward.advance(cx, backend, client, |octets| {
+                if let Some(watch) = watch {
+                    watch.backend_says(octets);
+                }
+                true
+            });
             self.note(Leg::Client, Leg::Backend, inward);
             self.note(Leg::Backend, Leg::Client, outward);
             // Reading the backend may have left something of TLS's own for it.
@@ -236,6 +283,11 @@ impl Session {
                 back.state = FlowState::Done;
                 (source, error)
             }
+            Err(Fault::Forbidden) => {
+                (flow.state, back.state) = (FlowState::Done, FlowState::Done);
+                self.forbidden = true;
+                return;
+            }
             // It may have said something before it stopped reading, so the way back stays open.
             Err(Fault::Sink(error)) => {
                 flow.state = FlowState::Done;
@@ -247,6 +299,9 @@ impl Session {
     }
 
     fn verdict(&mut self) -> Ended {
+        if self.forbidden {
+            return Ended::Forbidden;
+        }
         match self.fault.take().map(|fault| *fault) {
             Some((leg, error)) if !is_close(&error) => Ended::Failed(leg, error),
             Some((leg, _)) => closed_by(self.first.unwrap_or(leg)),
@@ -284,6 +339,7 @@ impl Flow {
         cx: &mut Context<'_>,
         source: &mut Wire,
         sink: &mut Wire,
+        mut passes: impl FnMut(&[u8]) -> bool,
     ) -> Result<(), Fault> {
         for _ in 0..ROUNDS {
             if self.state == FlowState::Done {
@@ -297,7 +353,7 @@ impl Flow {
             if self.state == FlowState::Closing {
                 return self.pass_on_end(cx, sink);
             }
-            if self.poll_move(cx, source, sink)?.is_pending() {
+            if self.poll_move(cx, source, sink, &mut passes)?.is_pending() {
                 return Ok(());
             }
         }
@@ -311,6 +367,7 @@ impl Flow {
         cx: &mut Context<'_>,
         source: &mut Wire,
         sink: &mut Wire,
+        passes: &mut impl FnMut(&[u8]) -> bool,
     ) -> Result<Poll<()>, Fault> {
         if source.ended {
             self.state = FlowState::Closing;
@@ -322,6 +379,7 @@ impl Flow {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Err(error)) => return Err(Fault::Source(error)),
                 Poll::Ready(Ok([])) => {}
+                Poll::Ready(Ok(plain)) if !passes(plain) => return Err(Fault::Forbidden),
                 Poll::Ready(Ok(plain)) => {
                     self.octets = self.octets.saturating_add(plain.len() as u64);
                     sink.send(cx, plain, outgoing).map_err(Fault::Sink)?;
@@ -382,10 +440,8 @@ mod tests {
     }
 
     async fn session() -> (Session, TcpStream, TcpStream) {
-        let ((mut client, client_end), (mut backend, backend_end)) = (wire().await, wire().await);
-        let inward = Flow::begin(&mut client, &mut backend);
-        let outward = Flow::begin(&mut backend, &mut client);
-        let session = Session { client, backend, inward, outward, first: None, fault: None };
+        let ((client, client_end), (backend, backend_end)) = (wire().await, wire().await);
+        let session = Session::begin(client, backend, None);
         (session, client_end, backend_end)
     }
 

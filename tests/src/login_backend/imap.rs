@@ -1,6 +1,8 @@
 //! IMAP as a server speaks it (RFC 3501), as far as a login goes.
 
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncReadExt, BufReader};
 
 use super::{Login, Server, Stream, Tls, plain, say};
@@ -29,14 +31,21 @@ pub(super) async fn speak(server: &Server, mut stream: Stream) -> Result<()> {
                 stream = BufReader::new(server.secured(acceptor, stream.into_inner()).await?);
             }
             ("AUTHENTICATE", false) => {
-                let response = match rest.split_once(' ') {
-                    Some((_, response)) => response.to_owned(),
+                let (mechanism, initial) = match rest.split_once(' ') {
+                    Some((mechanism, initial)) => (mechanism, Some(initial.to_owned())),
+                    None => (&*rest, None),
+                };
+                let response = match initial {
+                    Some(response) => response,
                     None => {
                         say(&mut stream, "+ \r\n").await?;
                         server.line(&mut stream).await?.unwrap_or_default()
                     }
                 };
-                let login = plain(&response)?;
+                let login = match mechanism {
+                    "PLAIN" => plain(&response)?,
+                    mechanism => challenged(server, &mut stream, mechanism, response).await?,
+                };
                 logged_in = server.answer(&mut stream, &tag, login).await?;
             }
             ("LOGIN", false) => {
@@ -79,4 +88,26 @@ async fn login(server: &Server, stream: &mut Stream, rest: &str) -> Result<Login
     let password = arguments.pop().unwrap_or_default();
     let authcid = arguments.pop().unwrap_or_default();
     Ok(Login { authzid: String::new(), authcid, password })
+}
+
+/// Any other mechanism: the challenges of [`super::Manners::challenges`], in base64, and the client's
+/// answers to them; the password is all that it has said, decoded, with `|` between.
+async fn challenged(
+    server: &Server,
+    stream: &mut Stream,
+    mechanism: &str,
+    first: String,
+) -> Result<Login> {
+    let mut said = vec![decoded(&first)?];
+    for challenge in server.manners.challenges {
+        say(stream, &format!("+ {}\r\n", STANDARD.encode(challenge))).await?;
+        said.push(decoded(&server.line(stream).await?.context("no answer")?)?);
+    }
+    let authcid = mechanism.to_owned();
+    Ok(Login { authzid: String::new(), authcid, password: said.join("|") })
+}
+
+fn decoded(text: &str) -> Result<String> {
+    let octets = STANDARD.decode(text).with_context(|| format!("{text:?}"))?;
+    Ok(String::from_utf8_lossy(&octets).into_owned())
 }

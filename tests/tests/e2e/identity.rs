@@ -48,6 +48,7 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
         domain: "example.org".to_owned(),
         recipients: ACCOUNTS.map(str::to_owned).to_vec(),
         delivery: Delivery::Lmtp(lab.old.lmtp()),
+        wants_names: false,
     })
     .await
     .unwrap();
@@ -67,10 +68,32 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
     postfix.logged(&["client=", &format!("[{CLIENT}]")]).await.unwrap();
     postfix.logged(&["status=sent"]).await.unwrap();
     assert_eq!(lab.old.inbox(ANN).len(), 1);
+    let file = lab.old.inbox(ANN).pop().unwrap();
+    let text = std::fs::read_to_string(file).unwrap();
+    let by_postfix = format!("Received: from client.example.com (unknown [{CLIENT}])");
+    assert!(text.contains(&by_postfix), "{text}");
 
     lab.table.flip(ANN, "new").unwrap();
     lab.table.settled(ANN).await.unwrap();
     let reply = node.send(ANN, "by LMTP").await.unwrap();
     assert_eq!(reply.code, 250, "{reply}");
     assert_eq!((lab.old.inbox(ANN).len(), lab.new.inbox(ANN).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn postfix_never_refuses_a_client_for_good_whose_name_we_did_not_look_up() {
+    let lab = Lab::start(Engine::Sqlite).await.unwrap();
+    let postfix = Postfix::start(postfix::Options {
+        domain: "example.org".to_owned(),
+        recipients: ACCOUNTS.map(str::to_owned).to_vec(),
+        delivery: Delivery::Maildirs,
+        wants_names: true,
+    })
+    .await
+    .unwrap();
+    let mut options = lab.options("node1");
+    options.backends = node::postfix("old", &postfix, &lab.old) + &node::dovecot("new", &lab.new);
+    let node = Node::start(&options, &lab.ca).await.unwrap();
+    let reply = node.recipient(ANN).await.unwrap();
+    assert_eq!(reply.code, 450, "{reply}");
 }

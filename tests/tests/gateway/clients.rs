@@ -35,6 +35,28 @@ async fn a_whole_transaction_comes_in_two_groups() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_answer_waits_for_no_later_one() -> Result<()> {
+    let manners = Manners::default().but("RCPT TO:<ben@", Answer::Ask).but("RSET", Answer::Ask);
+    let (mut old, node) = alone(manners).await?;
+    let mut client = node.connect().await?;
+    good(&mut client, "EHLO c").await?;
+    let group = format!("MAIL FROM:<>\r\nRCPT TO:<{ANN}>\r\nRCPT TO:<{BEN}>\r\nRSET\r\nNOOP\r\n");
+    client.conversation.send(group.as_bytes()).await?;
+    let asked = old.asked().await?;
+    for _ in 0..2 {
+        assert_eq!(client.reply().await?.code, 250);
+    }
+    assert!(asked.say("250 2.1.5 Ok"));
+    let asked = old.asked().await?;
+    for _ in 0..2 {
+        assert_eq!(client.reply().await?.code, 250);
+    }
+    assert!(asked.say("250 2.0.0 Ok"));
+    assert_eq!(client.reply().await?.code, 250);
+    Ok(())
+}
+
+#[tokio::test]
 async fn several_messages_come_on_one_connection() -> Result<()> {
     let stage = Stage::set().await?;
     let mut client = stage.node.connect().await?;

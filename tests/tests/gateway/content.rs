@@ -42,6 +42,18 @@ async fn every_octet_arrives_as_it_was_sent() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_message_that_begins_with_white_space_is_no_part_of_our_header() -> Result<()> {
+    let (old, node) = alone(Manners::default()).await?;
+    for content in [" folded?\r\n", "\tfolded?\r\n\r\nbody\r\n", " \r\n"] {
+        let (_, reply) = send_raw(&node, format!("{content}.\r\n").as_bytes()).await?;
+        assert_eq!(reply.code, 250, "{reply}");
+        let message = old.messages().pop().unwrap();
+        assert_eq!(message.as_sent(), [b"\r\n", content.as_bytes()].concat());
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn nothing_can_be_smuggled_past_the_gateway() -> Result<()> {
     let (old, node) = alone(Manners::default()).await?;
     let smuggled =

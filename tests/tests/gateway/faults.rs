@@ -26,12 +26,14 @@ async fn a_kept_connection_that_fails_is_replaced_and_nobody_notices() -> Result
         Answer::Once("452 4.3.2 Too many messages on this connection"),
         Answer::Once("what?"),
     ] {
-        let (old, node) = alone(Manners::default().but("MAIL FROM:<second@", fault)).await?;
-        for sender in ["first@example.com", "second@example.com"] {
-            let reply = smtp::send(node.address, sender, &[ANN], &smtp::message("x")).await?;
-            assert_eq!(reply.code, 250, "{fault:?}: {reply}");
+        for moment in ["MAIL FROM:<second@", "RCPT TO:<ben@"] {
+            let (old, node) = alone(Manners::default().but(moment, fault)).await?;
+            for (sender, to) in [("first@example.com", ANN), ("second@example.com", BEN)] {
+                let reply = smtp::send(node.address, sender, &[to], &smtp::message("x")).await?;
+                assert_eq!(reply.code, 250, "{moment} {fault:?}: {reply}");
+            }
+            assert_eq!((old.connections().len(), old.messages().len()), (2, 2));
         }
-        assert_eq!((old.connections().len(), old.messages().len()), (2, 2));
     }
     Ok(())
 }
@@ -53,8 +55,14 @@ async fn a_connection_on_which_an_owner_refused_many_is_not_kept() -> Result<()>
 }
 
 #[tokio::test]
-async fn an_owner_that_hangs_up_before_data_is_asked_anew() -> Result<()> {
-    for fault in [Answer::CloseOnce, Answer::Once("421 4.4.2 You took too long")] {
+async fn an_owner_that_gave_up_before_data_is_asked_anew() -> Result<()> {
+    for fault in [
+        Answer::CloseOnce,
+        Answer::Once("421 4.4.2 You took too long"),
+        Answer::Once("221 2.0.0 Bye"),
+        Answer::Once("453 4.3.2 The transaction took too long"),
+        Answer::Once("250 2.0.0 What?"),
+    ] {
         let (old, node) = alone(Manners::default().but("DATA", fault)).await?;
         let mut client = envelope(&node, &[ANN, BEN]).await?;
         assert_eq!(message(&mut client).await?.code, 250, "{fault:?}");
@@ -98,6 +106,46 @@ async fn an_owner_that_never_answers_is_given_up() -> Result<()> {
         assert!(reply.to_string().starts_with("451 4.4.1 "), "{moment}: {reply}");
         node.until_deliveries(0).await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_was_given_up_does_not_arrive_later() -> Result<()> {
+    let manners = Manners::default().but("(content)", Answer::Pause);
+    let mut old = Sink::start("old", manners).await?;
+    let mut settings = Settings::default();
+    settings.rules.delivery_timeout = Duration::from_millis(100);
+    let node = GatewayNode::start_with([old.configured()], settings)?;
+    node.set_owner("ann", "old");
+    // More than the owner's socket takes, less than ours keeps.
+    let content = format!("{}\r\n", "x".repeat(998)).repeat(200);
+    let reply = smtp::send(node.address, SENDER, &[ANN], &content).await?;
+    assert!(reply.to_string().starts_with("451 4.4.1 "), "{reply}");
+    assert!(old.asked().await?.say(""), "it reads on");
+    old.until("it is hung up on", |old| old.connections()[0].closed).await?;
+    assert!(old.messages().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_owner_that_answers_a_recipient_too_late_is_hung_up_on_and_not_asked_again() -> Result<()>
+{
+    let manners = Manners::default().but("RCPT TO:<ben@", Answer::Ask);
+    let mut old = Sink::start("old", manners).await?;
+    let settings = Settings { ask_timeout: Duration::from_millis(100), ..Settings::default() };
+    let node = GatewayNode::start_with([old.configured()], settings)?;
+    node.set_domain(Some("old"));
+    let mut client = envelope(&node, &[ANN]).await?;
+    for to in [BEN, NED] {
+        let reply = client.command(&format!("RCPT TO:<{to}>")).await?;
+        assert!(reply.to_string().starts_with("451 4.4.1 "), "{to}: {reply}");
+    }
+    let late = old.asked().await?;
+    old.until("it is hung up on", |old| old.connections()[0].closed).await?;
+    assert!(!late.say("250 2.1.5 Ok") && old.connections().len() == 1);
+    // Who was accepted before is asked anew.
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!(old.recipients(), [ANN]);
     Ok(())
 }
 

@@ -118,6 +118,33 @@ async fn flip_while_the_message_is_being_sent_closes_the_connection() -> Result<
 }
 
 #[tokio::test]
+async fn what_a_former_owner_has_not_received_yet_it_never_gets() -> Result<()> {
+    let cuts: [fn(&GatewayNode); 3] = [
+        |node| _ = node.set_owner("ann", "new"),
+        |node| _ = node.hold("ann", "old"),
+        |node| node.end_lease(),
+    ];
+    for cut in cuts {
+        let manners = Manners::default().but("(content)", Answer::Pause);
+        let mut stage = Stage::set_with(manners, Manners::default()).await?;
+        let mut client = stage.envelope(&[ANN]).await?;
+        good(&mut client, "DATA").await?;
+        // More than the owner's socket takes, less than ours keeps: all of it is sent and not received.
+        let line = format!("{}\r\n", "x".repeat(998));
+        client.conversation.send(line.repeat(200).as_bytes()).await?;
+        client.conversation.send(b".\r\n").await?;
+        let paused = stage.old.asked().await?;
+        cut(&stage.node);
+        stage.node.applied().await?;
+        assert!(paused.say(""), "it reads on");
+        stage.old.until("it is hung up on", |old| old.connections()[0].closed).await?;
+        assert!(stage.old.messages().is_empty());
+        assert!(client.reply().await?.to_string().starts_with("451 4."));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_flip_waits_for_no_other_owner() -> Result<()> {
     let old = Manners::default().but("(verdict)", Answer::Ask);
     let new = Manners::default().but("(verdict)", Answer::Ask);

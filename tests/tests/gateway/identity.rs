@@ -46,13 +46,28 @@ async fn xclient_names_the_client_and_nothing_that_would_give_it_rights() -> Res
         send_as(&node, "198.51.100.7").await?;
         assert_eq!(
             old.heard("XCLIENT"),
-            ["XCLIENT HELO=client.example.com PROTO=ESMTP NAME=[UNAVAILABLE] \
-              REVERSE_NAME=[UNAVAILABLE] PORT=4711 DESTADDR=192.0.2.1 DESTPORT=25 ADDR=198.51.100.7"]
+            ["XCLIENT HELO=client.example.com PROTO=ESMTP NAME=[TEMPUNAVAIL] \
+              REVERSE_NAME=[TEMPUNAVAIL] PORT=4711 DESTADDR=192.0.2.1 DESTPORT=25 ADDR=198.51.100.7"]
         );
         let lines = &old.connections()[0].lines;
         let verbs: Vec<&str> = lines.iter().map(|line| &line[1..4]).collect();
-        assert_eq!(verbs[..4], ["HLO", "CLI", "HLO", "AIL"], "it introduces itself again");
+        assert_eq!(verbs[..4], ["HLO", "CLI", "HLO", "AIL"]);
+        assert_eq!((&lines[0][4..], &lines[2][4..]), (" mx.example.org", " client.example.com"));
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_whose_helo_is_no_host_name_gets_ours() -> Result<()> {
+    let (old, node) = telling(xclient_manners(XCLIENT), Identity::Xclient).await?;
+    let mut socket = TcpStream::connect(node.address).await?;
+    socket.write_all(b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 25\r\n").await?;
+    let mut client = Smtp::over(socket).await?;
+    for line in ["EHLO [198.51.100.7]", "MAIL FROM:<>", "RCPT TO:<ann@example.org>"] {
+        good(&mut client, line).await?;
+    }
+    assert!(!old.heard("XCLIENT")[0].contains("HELO="));
+    assert_eq!(old.heard("EHLO"), ["EHLO mx.example.org", "EHLO mx.example.org"]);
     Ok(())
 }
 
@@ -60,7 +75,7 @@ async fn xclient_names_the_client_and_nothing_that_would_give_it_rights() -> Res
 async fn xclient_says_only_what_is_offered() -> Result<()> {
     let (old, node) = telling(xclient_manners("XCLIENT NAME ADDR"), Identity::Xclient).await?;
     send_as(&node, "198.51.100.7").await?;
-    assert_eq!(old.heard("XCLIENT"), ["XCLIENT NAME=[UNAVAILABLE] ADDR=198.51.100.7"]);
+    assert_eq!(old.heard("XCLIENT"), ["XCLIENT NAME=[TEMPUNAVAIL] ADDR=198.51.100.7"]);
     let (old, node) = telling(Manners::default(), Identity::Xclient).await?;
     send_as(&node, "198.51.100.7").await?;
     assert!(old.heard("XCLIENT").is_empty(), "it offers none, and gets the mail all the same");

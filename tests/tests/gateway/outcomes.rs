@@ -88,18 +88,45 @@ async fn what_is_no_verdict_is_no_yes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn data_that_is_refused_is_a_verdict_and_the_connection_is_reset() -> Result<()> {
-    for (refusal, expected) in [("451 4.3.0 No", "451 4.3.0 "), ("554 5.7.0 No", "554 5.7.0 ")] {
-        let (old, node) = alone(Manners::default().but("DATA", Answer::Once(refusal))).await?;
-        let mut client = envelope(&node, &[ANN]).await?;
-        let reply = message(&mut client).await?;
-        assert!(reply.to_string().starts_with(expected), "{reply}");
-        good(&mut client, "MAIL FROM:<>").await?;
-        good(&mut client, "RCPT TO:<ben@example.org>").await?;
-        assert_eq!(message(&mut client).await?.code, 250);
-        assert_eq!((old.connections().len(), old.heard("RSET").len()), (1, 1));
-        assert_eq!(old.recipients(), [BEN]);
+async fn a_farewell_is_no_verdict_and_no_yes() -> Result<()> {
+    for farewell in ["221 2.0.0 Bye", "421 4.3.2 Going down"] {
+        for answer in [Answer::Say(farewell), Answer::CloseWith(farewell)] {
+            for moment in ["(greeting)", "EHLO", "MAIL", "RCPT", "DATA", "(verdict)"] {
+                let (old, node) = alone(Manners::default().but(moment, answer)).await?;
+                let reply = smtp::send(node.address, SENDER, &[ANN], &smtp::message("x"))
+                    .await?
+                    .to_string();
+                assert!(reply.starts_with("451 4.4.1 "), "{moment} {farewell}: {reply}");
+                assert_eq!(old.messages().len(), usize::from(moment == "(verdict)"));
+            }
+        }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn data_that_is_refused_is_a_verdict_and_the_connection_is_reset() -> Result<()> {
+    let refusal = Answer::Once("554 5.7.0 No");
+    let (old, node) = alone(Manners::default().but("DATA", refusal)).await?;
+    let mut client = envelope(&node, &[ANN]).await?;
+    let reply = message(&mut client).await?;
+    assert!(reply.to_string().starts_with("554 5.7.0 "), "{reply}");
+    good(&mut client, "MAIL FROM:<>").await?;
+    good(&mut client, "RCPT TO:<ben@example.org>").await?;
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!((old.connections().len(), old.heard("RSET").len()), (1, 1));
+    assert_eq!(old.recipients(), [BEN]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn data_that_is_refused_for_now_twice_is_refused_for_now() -> Result<()> {
+    let refusal = Answer::Say("451 4.3.0 No");
+    let (old, node) = alone(Manners::default().but("DATA", refusal)).await?;
+    let mut client = envelope(&node, &[ANN]).await?;
+    let reply = message(&mut client).await?;
+    assert!(reply.to_string().starts_with("451 4.3.0 "), "{reply}");
+    assert_eq!(old.heard("DATA").len(), 2);
     Ok(())
 }
 

@@ -96,7 +96,12 @@ async fn nothing_is_relayed_however_it_is_written() -> Result<()> {
     }
     assert!(stage.old.connections().is_empty(), "nobody was asked");
     stage.node.set_owner("odd%name", "old");
-    assert!(stage.send(&["odd%name@example.org"]).await?.is_positive(), "a row of its own");
+    stage.node.set_alias("odd!name@example.org", "ned");
+    for to in ["odd%name@example.org", "Odd!Name@example.org"] {
+        assert!(stage.send(&[to]).await?.is_positive(), "{to} has a row of its own");
+    }
+    let reply = stage.send(&["ann%x+odd%name@example.org"]).await?;
+    assert!(reply.to_string().starts_with("550 5.7.1 "), "{reply}");
     Ok(())
 }
 
@@ -156,6 +161,54 @@ async fn postmaster_needs_no_domain() -> Result<()> {
     }
     assert_eq!(old.recipients(), [ANN, ANN]);
     assert_eq!(old.heard("MAIL")[0].split(' ').nth(1), Some("FROM:<>"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn postmaster_and_abuse_of_a_domain_of_ours_take_mail_without_an_account() -> Result<()> {
+    let old = Sink::start("old", Manners::default()).await?;
+    let mut settings = Settings::default();
+    settings.rules.postmaster = Some(Address::parse(ANN)?);
+    let node = GatewayNode::start_with([old.configured()], settings)?;
+    node.set_owner("ann", "old");
+    node.set_owner("ben", "old");
+    for to in ["postmaster@example.org", "ABUSE@Example.ORG", "\"PostMaster\"@example.org"] {
+        let reply = smtp::send(node.address, SENDER, &[to], &smtp::message("x")).await?;
+        assert_eq!(reply.code, 250, "{to}: {reply}");
+    }
+    assert_eq!(old.recipients(), [ANN, ANN, ANN]);
+    for (to, expected) in
+        [("postmaster@elsewhere.example", "550 5.7.1 "), ("postmasters@example.org", "550 5.1.1 ")]
+    {
+        let reply = smtp::send(node.address, SENDER, &[to], &smtp::message("x")).await?;
+        assert!(reply.to_string().starts_with(expected), "{to}: {reply}");
+    }
+    // One message, whatever names it is for.
+    let mut client =
+        envelope(&node, &["postmaster@example.org", "postmaster", "abuse@example.org", ANN])
+            .await?;
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!(old.recipients().len(), 4);
+    // With a row of its own it is an account like others, also one that is being moved.
+    node.set_alias("abuse@example.org", "ben");
+    node.hold("postmaster", "old");
+    let reply =
+        smtp::send(node.address, SENDER, &["abuse@example.org"], &smtp::message("x")).await?;
+    assert!(reply.is_positive(), "{reply}");
+    assert_eq!(old.recipients().last().map(String::as_str), Some("abuse@example.org"));
+    let held = smtp::send(node.address, SENDER, &["postmaster@example.org"], "").await?;
+    assert!(held.to_string().starts_with("451 4.3.2 "), "{held}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_postmaster_who_is_nobody_is_our_fault() -> Result<()> {
+    let (old, node) = alone(Manners::default()).await?;
+    for to in ["postmaster", "postmaster@example.org", "abuse@example.org"] {
+        let reply = smtp::send(node.address, SENDER, &[to], &smtp::message("x")).await?;
+        assert!(reply.to_string().starts_with("451 4.3.5 "), "{to}: {reply}");
+    }
+    assert!(old.connections().is_empty());
     Ok(())
 }
 

@@ -29,11 +29,12 @@ fn outcome<'a>(
         trusted: true,
     });
     let (mut input, mut out) = (Input::default(), Output::default());
-    let mut logins = Vec::new();
+    let (mut said, mut logins) = (Vec::new(), Vec::new());
     for piece in pieces {
         input.push(piece);
         loop {
             match front.step(&mut input, &mut out) {
+                Ok(Step::NeedInput) if out.is_full() => said.extend(out.take()),
                 Ok(Step::NeedInput) => break,
                 Ok(Step::StartTls) => front.secured(&mut out),
                 Ok(Step::Event(Event::Credentials(credentials))) => {
@@ -50,12 +51,12 @@ fn outcome<'a>(
                     logins.push(response.map_or(b"(gave up)".to_vec(), |r| r.expose().to_vec()));
                     front.refuse(Refusal::BadCredentials, &mut out);
                 }
-                Ok(Step::Close) => return (out.take(), logins, "closed"),
-                Err(_) => return (out.take(), logins, "violation"),
+                Ok(Step::Close) => return ([said, out.take()].concat(), logins, "closed"),
+                Err(_) => return ([said, out.take()].concat(), logins, "violation"),
             }
         }
     }
-    (out.take(), logins, "waits")
+    ([said, out.take()].concat(), logins, "waits")
 }
 
 /// What clients of a protocol say, and what they should not.

@@ -8,8 +8,9 @@ use super::{Parser, raw};
 use crate::address::Domain;
 use crate::backend::{
     Backend, BackendName, BackendTls, Backends, Endpoint, Identity, LoginProtocol, MailEndpoint,
-    MailProtocol,
+    MailProtocol, ProxyExtensions,
 };
+use crate::config::CertificateFiles;
 use crate::tls::{Trust, client_config};
 
 /// What an endpoint's protocol brings along.
@@ -146,6 +147,8 @@ impl Parser<'_, '_> {
             port: endpoint.port.unwrap_or(default_port),
             tls,
             identity: endpoint.identity.map_or(rules.identity, Identity::from),
+            proxy_extensions: self.proxy_extensions(key, endpoint),
+            hide_auth_errors: endpoint.hide_auth_errors,
             connect_timeout: endpoint.connect_timeout,
             reply_timeout: endpoint.reply_timeout,
         })
@@ -181,8 +184,9 @@ impl Parser<'_, '_> {
             self.problems.note(&format!("{key}.server_name"), "is no host name");
             return None;
         };
+        let identity = self.client_certificate(key, endpoint);
         let trust = match self.trust(key, endpoint) {
-            Some(trust) => client_config(&trust),
+            Some(trust) => client_config(&trust, identity.as_ref()),
             None => return None,
         };
         match (trust, mode) {
@@ -194,6 +198,41 @@ impl Parser<'_, '_> {
                 self.problems.note(&format!("{key}.tls"), error.to_string());
                 None
             }
+        }
+    }
+
+    /// The certificate with which we prove who we are.
+    fn client_certificate(
+        &mut self,
+        key: &str,
+        endpoint: &raw::Endpoint,
+    ) -> Option<CertificateFiles> {
+        match (&endpoint.client_cert_file, &endpoint.client_key_file) {
+            (Some(cert_file), Some(key_file)) => {
+                Some(CertificateFiles { cert_file: cert_file.clone(), key_file: key_file.clone() })
+            }
+            (None, None) => None,
+            (Some(_), None) => {
+                self.problems.note(&format!("{key}.client_key_file"), "is missing");
+                None
+            }
+            (None, Some(_)) => {
+                self.problems.note(&format!("{key}.client_cert_file"), "is missing");
+                None
+            }
+        }
+    }
+
+    fn proxy_extensions(&mut self, key: &str, endpoint: &raw::Endpoint) -> ProxyExtensions {
+        let wanted = &endpoint.proxy_extensions;
+        if !wanted.is_empty() && endpoint.identity != Some(raw::Identity::Proxy) {
+            let message = "are for identity = \"proxy\"";
+            self.problems.note(&format!("{key}.proxy_extensions"), message);
+        }
+        ProxyExtensions {
+            authority: wanted.contains(&raw::ProxyExtension::Authority),
+            unique_id: wanted.contains(&raw::ProxyExtension::UniqueId),
+            tls: wanted.contains(&raw::ProxyExtension::Tls),
         }
     }
 
@@ -221,6 +260,7 @@ impl From<raw::Identity> for Identity {
             raw::Identity::Xclient => Self::Xclient,
             raw::Identity::DovecotId => Self::DovecotId,
             raw::Identity::Proxy => Self::Proxy,
+            raw::Identity::ProxyV1 => Self::ProxyV1,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The login proxy's own section.
 
+use std::time::Duration;
+
 use super::{Parser, raw};
 use crate::backend::LoginProtocol;
 use crate::config::{Advertised, ListenerTls, LoginConfig, LoginListener};
@@ -7,6 +9,9 @@ use crate::sasl::{Mechanism, Mechanisms};
 
 /// Longest capability that may be configured, in octets.
 const MAX_ADVERTISED: usize = 200;
+/// Longest time a session may go on after a hold, or after its node's lease has ended: half of what the
+/// table waits beyond that end.
+const MAX_KICK_GRACE: Duration = Duration::from_secs(5);
 
 impl Parser<'_, '_> {
     pub(super) fn login(
@@ -23,6 +28,13 @@ impl Parser<'_, '_> {
             if timeout.is_zero() {
                 self.problems.note(key, "must be longer than nothing");
             }
+        }
+        if login.kick_grace > MAX_KICK_GRACE {
+            let message = format!(
+                "must be at most {}s: a hold, and a node cut off from the table, wait no longer",
+                MAX_KICK_GRACE.as_secs()
+            );
+            self.problems.note("login.kick_grace", message);
         }
         let listeners = [
             ("imap", LoginProtocol::Imap, ListenerTls::StartTls, login.imap),
@@ -50,6 +62,7 @@ impl Parser<'_, '_> {
             idle_timeout: login.idle_timeout,
             kick_grace: login.kick_grace,
             allow_plaintext: login.allow_plaintext,
+            trusted_networks: login.trusted_networks,
         }
     }
 

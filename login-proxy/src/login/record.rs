@@ -1,0 +1,94 @@
+//! What the log says of a login and of a session: one line each (OBS-1).
+
+use std::net::SocketAddr;
+
+use shared::backend::LoginProtocol;
+use shared::credentials::Credentials;
+use shared::ownership::{self, Owner};
+use shared::wire::Joined;
+use tokio::time::Instant;
+
+use super::route::Denied;
+use crate::backend::AttachError;
+
+/// What the log says of an attempt.
+pub(super) struct Tried<'a> {
+    pub(super) session: &'a str,
+    pub(super) protocol: LoginProtocol,
+    pub(super) address: SocketAddr,
+    pub(super) credentials: &'a Credentials,
+    pub(super) began: Instant,
+}
+
+impl Tried<'_> {
+    pub(super) fn log_login(&self, owner: &Owner) {
+        let Self { session, protocol, address, credentials, began } = self;
+        let user = String::from_utf8_lossy(credentials.mailbox());
+        tracing::info!(
+            session, %protocol, client = %address, ?user, method = credentials.method(),
+            account = %owner.account, owner = %owner.backend.name, epoch = owner.epoch,
+            ms = began.elapsed().as_millis(), "login"
+        );
+    }
+
+    pub(super) fn log_refusal(&self, denied: &Denied) {
+        let Self { session, protocol, address, credentials, began } = self;
+        let (ms, method) = (began.elapsed().as_millis(), credentials.method());
+        let user = String::from_utf8_lossy(credentials.mailbox());
+        match denied {
+            Denied::Name(why) => {
+                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
+            }
+            Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
+                tracing::error!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
+            }
+            Denied::Owner(why) => {
+                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
+            }
+            Denied::Backend {
+                owner,
+                why: why @ (AttachError::Rejected | AttachError::Cancelled),
+            } => {
+                let (account, owner) = (&owner.account, &owner.backend.name);
+                tracing::info!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
+            }
+            Denied::Backend { owner, why } => {
+                let (account, owner) = (&owner.account, &owner.backend.name);
+                tracing::warn!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
+            }
+            Denied::Loop => {
+                tracing::error!(session, %protocol, client = %address, ?user, method, ms, "login refused: it has gone through too many proxies; does a backend's name lead to a proxy?");
+            }
+            Denied::Nameless => {
+                tracing::warn!(session, %protocol, client = %address, method, ms, "login refused: the token names no account, nor does the client; see names.token_claims");
+            }
+            Denied::Contradiction { token } => {
+                tracing::warn!(session, %protocol, client = %address, ?user, ?token, method, ms, "login refused: the client's name and its token's live at different servers");
+            }
+            Denied::Restless => {
+                tracing::warn!(session, %protocol, client = %address, ?user, method, ms, "login refused: the account was moved meanwhile");
+            }
+        }
+    }
+}
+
+/// What the log says of a session when it has ended.
+pub(super) struct Record {
+    pub(super) session: Box<str>,
+    pub(super) protocol: LoginProtocol,
+    pub(super) client: SocketAddr,
+    pub(super) owner: Owner,
+    pub(super) began: Instant,
+}
+
+impl Record {
+    pub(super) fn write(&self, joined: &Joined) {
+        let (session, protocol, client) = (&self.session, self.protocol, self.client);
+        tracing::info!(
+            %session, %protocol, %client, account = %self.owner.account,
+            owner = %self.owner.backend.name, epoch = self.owner.epoch,
+            octets_in = joined.octets_in, octets_out = joined.octets_out,
+            ms = self.began.elapsed().as_millis(), ended = ?joined.ended, "session ended"
+        );
+    }
+}

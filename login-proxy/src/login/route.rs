@@ -1,0 +1,182 @@
+//! From credentials to a granted session: names, registration, owner, backend, comparison (P4).
+
+use shared::config::NamesConfig;
+use shared::credentials::Credentials;
+use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
+use shared::sasl::names_in_token;
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use crate::backend::{AttachError, Attached, Attempt};
+use crate::refusal::Refusal;
+
+/// How often one attempt is routed anew because the account was moved meanwhile.
+const MAX_ROUTINGS: u32 = 8;
+
+/// A session that may be joined: its backend said yes and its row still stands.
+pub(super) struct Granted {
+    pub(super) attached: Attached,
+    pub(super) owner: Owner,
+    pub(super) place: Place,
+}
+
+/// The session's place in the registry. Dropping it says that the session has ended.
+pub(super) struct Place {
+    registration: Registration,
+    /// Under the other account that the session may be about: a token's, where it is another than the
+    /// client named.
+    also: Option<Box<Registration>>,
+}
+
+/// The names under which an attempt is looked up.
+struct Names {
+    name: Name,
+    /// What its token says, where that is something else.
+    token: Option<Name>,
+}
+
+/// Why an attempt was not granted.
+pub(super) enum Denied {
+    Name(ownership::NameError),
+    /// Neither the client nor its token names an account.
+    Nameless,
+    /// The client named an account, and its token one that lives elsewhere (NAM-8).
+    Contradiction {
+        token: Box<str>,
+    },
+    Owner(ownership::Refusal),
+    Backend {
+        owner: Box<Owner>,
+        why: AttachError,
+    },
+    /// It came through as many proxies as it may.
+    Loop,
+    /// The account moved during every routing, or when the client had already answered its former owner.
+    Restless,
+}
+
+impl Denied {
+    pub(super) fn refusal(&self) -> Refusal {
+        match self {
+            // No row can have such a name.
+            Self::Name(_) | Self::Contradiction { .. } => Refusal::BadCredentials,
+            // It will not get better by itself, and the password is not to blame.
+            Self::Nameless => Refusal::Misconfigured,
+            Self::Owner(refusal) => Refusal::from(refusal),
+            Self::Backend { why, .. } => Refusal::from(why),
+            Self::Loop | Self::Restless => Refusal::Unavailable,
+        }
+    }
+}
+
+impl Names {
+    fn of(credentials: &Credentials, rules: &NamesConfig) -> Result<Self, Denied> {
+        let read = |typed: &[u8]| {
+            Name::of_master_login(typed, &rules.master_separators).map_err(Denied::Name)
+        };
+        let told = credentials.token().and_then(|token| names_in_token(token, &rules.token_claims));
+        match (credentials.mailbox(), told) {
+            ([], None) if credentials.token().is_some() => Err(Denied::Nameless),
+            ([], Some(told)) => Ok(Self { name: read(&told)?, token: None }),
+            (typed, told) => {
+                let name = read(typed)?;
+                // A token may name its user by something that is no login at all.
+                let token = told.and_then(|told| read(&told).ok()).filter(|token| *token != name);
+                Ok(Self { name, token })
+            }
+        }
+    }
+
+    /// Registers the session, then reads its owner (P4).
+    fn enter(&self, ownership: &Ownership) -> Result<(Owner, Place), Denied> {
+        let (owner, registration) =
+            ownership.enter(&self.name, Work::Session).map_err(Denied::Owner)?;
+        let Some(token) = &self.token else {
+            return Ok((owner, Place { registration, also: None }));
+        };
+        let also = match ownership.enter(token, Work::Session) {
+            Ok((other, _)) if other.backend.name != owner.backend.name => {
+                return Err(Denied::Contradiction { token: token.as_str().into() });
+            }
+            Ok((other, _)) if other.account == owner.account => None,
+            Ok((_, registration)) => Some(Box::new(registration)),
+            // Not an account of ours: the client's word counts.
+            Err(
+                ownership::Refusal::ForeignDomain
+                | ownership::Refusal::NoSuchAccount
+                | ownership::Refusal::NoLogin { .. },
+            ) => None,
+            Err(refusal) => return Err(Denied::Owner(refusal)),
+        };
+        Ok((owner, Place { registration, also }))
+    }
+}
+
+impl Place {
+    /// Waits until a change goes over what was read.
+    pub(super) async fn outdated(&self) {
+        match &self.also {
+            None => self.registration.outdated().await,
+            Some(also) => tokio::select! {
+                () = self.registration.outdated() => {}
+                () = also.outdated() => {}
+            },
+        }
+    }
+
+    fn still_stands(&self, ownership: &Ownership) -> bool {
+        ownership.still_stands(&self.registration)
+            && self.also.as_ref().is_none_or(|also| ownership.still_stands(also))
+    }
+
+    /// Cancelled when a change goes over what was read, if that can be told by one token.
+    pub(super) fn token(&self) -> Option<&CancellationToken> {
+        self.also.is_none().then(|| self.registration.token())
+    }
+}
+
+/// Registers, looks up, logs in at the owner, and compares: until a verdict comes from the owner of then.
+pub(super) async fn route(cx: &Context, attempt: Attempt<'_>) -> Result<Granted, Denied> {
+    let names = Names::of(attempt.credentials, &cx.names)?;
+    if attempt.client.ttl == 0 {
+        return Err(Denied::Loop);
+    }
+    for _ in 0..MAX_ROUTINGS {
+        // What the client has answered fits one backend only.
+        if attempt.prompt.was_used() {
+            break;
+        }
+        // Registered before the owner is read: a flip from here on finds this attempt (P4).
+        let (owner, place) = names.enter(&cx.ownership)?;
+        let attached = tokio::select! {
+            biased;
+            () = place.outdated() => continue,
+            attached = timeout_at(attempt.until, log_in(cx, &owner, attempt)) => {
+                attached.unwrap_or(Err(AttachError::TimedOut))
+            }
+        };
+        // A yes and a no count only from the owner of now; what came from a former one is closed unjoined.
+        if !place.still_stands(&cx.ownership) {
+            continue;
+        }
+        return match attached {
+            Ok(attached) => Ok(Granted { attached, owner, place }),
+            Err(why) => Err(Denied::Backend { owner: Box::new(owner), why }),
+        };
+    }
+    Err(Denied::Restless)
+}
+
+async fn log_in(
+    cx: &Context,
+    owner: &Owner,
+    attempt: Attempt<'_>,
+) -> Result<Attached, AttachError> {
+    let protocol = cx.protocol.kind;
+    let Some(endpoint) = owner.backend.login(protocol) else {
+        let backend = owner.backend.name.as_str().into();
+        return Err(AttachError::NoEndpoint { backend, protocol });
+    };
+    (cx.protocol.log_in)(endpoint, attempt).await
+}

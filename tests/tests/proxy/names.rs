@@ -1,0 +1,116 @@
+//! From a login to its account: master users, tokens, contradictions (NAM-3, NAM-4, NAM-8).
+
+use anyhow::Result;
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use login_proxy::offer::Offer;
+use shared::backend::Backend;
+use shared::config::NamesConfig;
+use shared::sasl::{Mechanism, Mechanisms};
+use tests::conversation::Conversation;
+use tests::login_backend::{LoginBackend, Manners, Verdict};
+use tests::login_node::{LoginNode, Settings};
+
+use super::two;
+
+fn jwt(payload: &str) -> String {
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(payload))
+}
+
+fn node(backends: impl IntoIterator<Item = Backend>) -> Result<LoginNode> {
+    let offer = Offer {
+        capabilities: ["IMAP4rev1".into(), "SASL-IR".into()].into(),
+        mechanisms: Mechanisms::of_words(Mechanism::ALL.map(Mechanism::as_str)),
+    };
+    let names = NamesConfig {
+        default_domain: None,
+        master_separators: "*%".into(),
+        token_claims: ["email".into(), "upn".into()].into(),
+    };
+    LoginNode::start_with(backends, Settings { offer: Some(offer), names, ..Settings::default() })
+}
+
+async fn stage() -> Result<(LoginBackend, LoginBackend, LoginNode)> {
+    let manners = Manners {
+        capabilities: "IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2 AUTH=OAUTHBEARER",
+        verdict: Verdict::Say("TAG OK in\r\n"),
+        ..Manners::default()
+    };
+    let (old, new) = two(manners.clone(), manners).await?;
+    let node = node([old.configured(), new.configured()])?;
+    for (name, owner) in [("ann", "old"), ("bob", "new"), ("cat", "old")] {
+        node.set_owner(name, owner);
+    }
+    Ok((old, new, node))
+}
+
+async fn bearer(node: &LoginNode, user: &str, token: &str) -> Result<Conversation> {
+    let response = STANDARD.encode(format!("user={user}\x01auth=Bearer {token}\x01\x01"));
+    let mut client = node.connect().await?;
+    client.say(&format!("a AUTHENTICATE XOAUTH2 {response}")).await?;
+    Ok(client)
+}
+
+#[tokio::test]
+async fn the_mailbox_of_a_master_user_decides_and_the_login_goes_on_unchanged() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    for login in ["bob@example.org*admin", "BOB@example.org%admin@example.org"] {
+        let mut client = node.connect().await?;
+        client.say(&format!("a LOGIN \"{login}\" secret")).await?;
+        client.expect("a OK").await?;
+    }
+    assert!(old.connections().is_empty());
+    assert_eq!(new.logins(), ["bob@example.org*admin", "BOB@example.org%admin@example.org"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_without_a_user_name_goes_where_its_own_account_lives() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    let stalwart = format!("sw1.c2VhbGVk.{}", URL_SAFE_NO_PAD.encode("bob@example.org"));
+    for token in
+        [jwt(r#"{"email":"bob@example.org"}"#), jwt(r#"{"upn":"Bob@example.org"}"#), stalwart]
+    {
+        let mut client = bearer(&node, "", &token).await?;
+        client.expect("a OK").await?;
+    }
+    assert_eq!((old.connections().len(), new.connections().len()), (0, 3));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_names_nobody_is_no_wrong_password() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    let mut client = bearer(&node, "", "opaque").await?;
+    client.expect("a NO [SERVERBUG]").await?;
+    assert!(old.connections().is_empty() && new.connections().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_user_and_a_token_of_two_owners_are_refused() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    let mut client =
+        bearer(&node, "ann@example.org", &jwt(r#"{"email":"bob@example.org"}"#)).await?;
+    client.expect("a NO [AUTHENTICATIONFAILED]").await?;
+    assert!(old.connections().is_empty() && new.connections().is_empty());
+    // Somebody whom we do not know says nothing.
+    let mut client = bearer(&node, "ann@example.org", &jwt(r#"{"email":"x@example.net"}"#)).await?;
+    client.expect("a OK").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_of_two_accounts_at_one_owner_ends_when_either_moves() -> Result<()> {
+    for moved in ["ann", "cat"] {
+        let (old, _new, node) = stage().await?;
+        let token = jwt(r#"{"email":"cat@example.org"}"#);
+        let mut client = bearer(&node, "ann@example.org", &token).await?;
+        client.expect("a OK").await?;
+        node.set_owner(moved, "new");
+        assert!(client.closed().await?.is_empty(), "{moved}");
+        old.until("the session is over", |all| all.iter().all(|c| c.closed)).await?;
+        node.applied().await?;
+    }
+    Ok(())
+}
