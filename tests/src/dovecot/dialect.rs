@@ -10,7 +10,7 @@ use super::{Dovecot, LOG, full, gate, output};
 use crate::user::is_root;
 
 /// The domain of a login without one.
-const DOMAIN: &str = "example.org";
+pub(super) const DOMAIN: &str = "example.org";
 
 /// Major and minor version.
 pub(super) type Version = (u32, u32);

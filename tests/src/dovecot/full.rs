@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::Dovecot;
-use super::dialect::Version;
+use super::dialect::{DOMAIN, Version};
 use crate::place::Place;
 
 /// The key by which every server believes tokens: JWTs with HS256 and the account in `email`.
@@ -32,7 +32,8 @@ impl Full {
     pub(super) fn set_up(&self, place: &Place) -> Result<()> {
         let mut masters = String::new();
         for (name, password) in &self.masters {
-            writeln!(masters, "{name}:{{PLAIN}}{password}")?;
+            // They get the default domain like everybody who comes without one.
+            writeln!(masters, "{name}@{DOMAIN}:{{PLAIN}}{password}")?;
         }
         place.write("masters", &masters, 0o644, None)?;
         // A key is looked for under issuer, algorithm and its own name.

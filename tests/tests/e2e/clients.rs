@@ -73,6 +73,17 @@ impl Provider {
         self.node.listener(listener).port()
     }
 
+    /// Waits until the old server's log has the session of a login by our log (FWD-5).
+    async fn old_knows_our_session(&self, protocol: &str) {
+        let proxy = self.node.proxy.as_ref().unwrap();
+        let of_protocol = format!("\"protocol\":\"{protocol}\"");
+        let line = proxy.logged(&[&of_protocol, "session ended"]).await.unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&line["account"], &line["owner"]), (&ANN.into(), &"old".into()));
+        let session = format!("session=<{}>", line["session"].as_str().unwrap());
+        self.lab.old.logged(&[&format!("{protocol}-login"), "Login", ANN, &session]).await.unwrap();
+    }
+
     async fn run(&self, command: &[&str]) -> String {
         self.home.run(command, "").await.unwrap_or_else(|error| panic!("{error:#}"))
     }

@@ -14,6 +14,9 @@ import sys
 import time
 
 HOST = "localhost"
+# Between two questions, so long that a session counts as quiet.
+PAUSE = 0.3
+FROM, TO = "ann@example.org", "bob@example.org"
 ENDS = (imaplib.IMAP4.abort, poplib.error_proto, smtplib.SMTPServerDisconnected, OSError)
 
 
@@ -115,12 +118,12 @@ class Submission:
             self.server.auth(mechanism, self.server.auth_login)
         else:
             self.server.auth(mechanism, exchange(mechanism, user, secret))
-        self.user = user
 
     def where(self):
-        message = "From: <ann@example.org>\r\nSubject: submitted\r\n\r\nText\r\n"
-        self.server.sendmail("ann@example.org", ["friend@example.com"], message)
-        return "sent"
+        """After the login it is the owner who greets."""
+        self.server.sendmail(FROM, [TO], f"From: <{FROM}>\r\nSubject: by smtplib\r\n\r\nText\r\n")
+        _, greeting = self.server.ehlo()
+        return "at " + greeting.decode().split(".")[0]
 
     def ask(self):
         code, text = self.server.noop()
@@ -137,7 +140,7 @@ def main(listener, port, ca, user, secret, mechanism):
     try:
         while True:
             session.ask()
-            time.sleep(0.05)
+            time.sleep(PAUSE)
     except ENDS:
         pass
     print(log_in().where(), flush=True)
