@@ -4,10 +4,10 @@
 //! joined is closed. Which mechanism a backend is given is decided in `sasl`, once for all protocols.
 
 pub mod imap;
+pub mod pop3;
 mod prompt;
 mod sasl;
 mod watch;
-#[cfg_attr(not(test), expect(dead_code, reason = "POP3 and ManageSieve come next"))]
 mod xclient;
 
 use std::net::SocketAddr;
@@ -142,4 +142,10 @@ async fn connect(
         tls: client.tls,
     });
     Ok(Wire::connect_telling(endpoint, proxied, extensions, deadlines).await?)
+}
+
+/// Dovecot's words for its limit; older ones give it the code of something that passes by itself, and
+/// trying again would make it worse.
+fn says_too_many_sessions(text: &str) -> bool {
+    text.contains("Maximum number of connections")
 }

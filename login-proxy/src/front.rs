@@ -3,8 +3,11 @@
 //! No front knows a backend, and the driver in [`crate::login`] knows no protocol. What SASL asks of a
 //! client is the same in all of them: `sasl`.
 
+#[cfg(test)]
+mod cut;
 mod forwarded;
 pub mod imap;
+pub mod pop3;
 mod sasl;
 
 use std::net::IpAddr;
@@ -17,6 +20,9 @@ use shared::sasl::Mechanisms;
 
 use crate::backend::Welcome;
 use crate::refusal::{Farewell, Refusal};
+
+/// Wrong commands before a client is sent away.
+const MAX_BAD_COMMANDS: u32 = 10;
 
 /// A protocol before login: what the driver needs of it beyond [`Dialogue`].
 pub trait Front: Dialogue<Event = Event> + Send + Sync {

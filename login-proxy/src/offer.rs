@@ -5,6 +5,7 @@
 //! is told more after login, by its own backend.
 
 pub mod imap;
+pub mod pop3;
 mod probes;
 
 use std::sync::Arc;

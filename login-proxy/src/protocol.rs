@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::backend::{self, Abilities, AttachError, Attached, Attempt};
 use crate::front::imap::{self, ImapFront};
+use crate::front::pop3::{self, Pop3Front};
 use crate::front::{Front, Terms};
 use crate::offer::{self, Offer};
 use crate::refusal::Farewell;
@@ -39,7 +40,8 @@ pub struct Protocol {
 pub fn of(kind: LoginProtocol) -> &'static Protocol {
     match kind {
         LoginProtocol::Imap => &IMAP,
-        LoginProtocol::Pop3 | LoginProtocol::Submission | LoginProtocol::ManageSieve => &IMAP,
+        LoginProtocol::Pop3 => &POP3,
+        LoginProtocol::Submission | LoginProtocol::ManageSieve => &IMAP,
     }
 }
 
@@ -52,4 +54,15 @@ pub static IMAP: Protocol = Protocol {
     modest: offer::imap::modest,
     merge: offer::imap::merge,
     full: |_| imap::farewell_words(Farewell::TooManyConnections).into(),
+};
+
+/// RFC 1939.
+pub static POP3: Protocol = Protocol {
+    kind: LoginProtocol::Pop3,
+    front: |terms| Box::new(Pop3Front::new(terms)),
+    log_in: |endpoint, attempt| Box::pin(backend::pop3::log_in(endpoint, attempt)),
+    probe: |endpoint, until| Box::pin(backend::pop3::probe(endpoint, until)),
+    modest: offer::pop3::modest,
+    merge: offer::pop3::merge,
+    full: |_| pop3::farewell_words(Farewell::TooManyConnections).into(),
 };

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod imap;
+mod pop3;
 
 use anyhow::{Context, Result, bail};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use shared::backend::{
     Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol, ProxyExtensions,
 };
+use shared::sasl::{Mechanism, decode_base64, decode_bearer, decode_plain, decode_scram};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -31,7 +31,7 @@ pub const PASSWORD: &str = "secret";
 pub struct Manners {
     /// What it speaks.
     pub protocol: LoginProtocol,
-    /// What it lists before login.
+    /// What it lists before login; POP3: lines, with `, ` between them; none: it does not know CAPA.
     pub capabilities: &'static str,
     /// Its first line; `CAPS` stands for the capabilities.
     pub greeting: &'static str,
@@ -52,7 +52,7 @@ pub struct Manners {
 /// What a backend does after its greeting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// Speaks IMAP.
+    /// Speaks its protocol.
     Speak,
     /// Says nothing more and keeps the connection.
     Hang,
@@ -67,6 +67,8 @@ pub enum Verdict {
     ByPassword,
     /// With these octets; `TAG` stands for the command's tag.
     Say(&'static str),
+    /// With a challenge; after the client's answer with the other octets.
+    Challenge(&'static str, &'static str),
     /// As the test says, which is asked by [`LoginBackend::asked`].
     Ask,
     /// Says these octets again and again.
@@ -99,6 +101,10 @@ impl Manners {
             LoginProtocol::Imap => {
                 ("IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN", "* OK [CAPABILITY CAPS] ready\r\n")
             }
+            LoginProtocol::Pop3 => (
+                "TOP, UIDL, RESP-CODES, PIPELINING, AUTH-RESP-CODE, USER, SASL PLAIN",
+                "+OK ready\r\n",
+            ),
             other => panic!("nobody has taught it {other}"),
         };
         Self {
@@ -328,6 +334,7 @@ impl Server {
         match self.manners.then {
             Then::Speak => match self.manners.protocol {
                 LoginProtocol::Imap => imap::speak(self, stream).await,
+                LoginProtocol::Pop3 => pop3::speak(self, stream).await,
                 protocol => bail!("nobody has taught it {protocol}"),
             },
             Then::Hang => until_closed(stream).await,
@@ -349,14 +356,13 @@ impl Server {
     async fn answer(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<bool> {
         self.record.note(self.number, |connection| connection.logins.push(login.clone()));
         let answer = match self.manners.verdict {
-            Verdict::ByPassword if login.password == PASSWORD => {
-                format!(
-                    "TAG OK [CAPABILITY {} IDLE] at {}\r\n",
-                    self.manners.capabilities, self.name
-                )
-            }
-            Verdict::ByPassword => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+            Verdict::ByPassword => self.by_password(&login),
             Verdict::Say(octets) => octets.to_owned(),
+            Verdict::Challenge(challenge, octets) => {
+                say(stream, challenge).await?;
+                self.line(stream).await?;
+                octets.to_owned()
+            }
             Verdict::Flood(octets) => {
                 flood(stream, octets).await?;
                 return Ok(false);
@@ -374,12 +380,22 @@ impl Server {
                 }
             }
         };
-        let yes = answer.starts_with("TAG OK");
+        let yes = answer.starts_with("TAG OK") || answer.starts_with("+OK");
         if yes {
             self.record.note(self.number, |connection| connection.logged_in = true);
         }
         say(stream, &answer.replace("TAG", tag)).await?;
         Ok(yes)
+    }
+
+    fn by_password(&self, login: &Login) -> String {
+        let Self { name, manners: Manners { protocol, capabilities, .. }, .. } = self;
+        match (protocol, login.password == PASSWORD) {
+            (LoginProtocol::Pop3, true) => format!("+OK at {name}\r\n"),
+            (LoginProtocol::Pop3, false) => "-ERR [AUTH] wrong\r\n".to_owned(),
+            (_, true) => format!("TAG OK [CAPABILITY {capabilities} IDLE] at {name}\r\n"),
+            (_, false) => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+        }
     }
 
     /// The next line, noted; `None` when the peer has closed.
@@ -415,14 +431,27 @@ async fn flood(stream: &mut Stream, octets: &str) -> Result<()> {
     }
 }
 
-/// A PLAIN response (RFC 4616) in base64.
-fn plain(response: &str) -> Result<Login> {
-    let decoded = STANDARD.decode(response).with_context(|| format!("{response:?}"))?;
-    let text = String::from_utf8_lossy(&decoded).into_owned();
-    let parts: Vec<&str> = text.split('\0').collect();
-    let [authzid, authcid, password] = parts[..] else { bail!("{} parts", parts.len()) };
-    let [authzid, authcid, password] = [authzid, authcid, password].map(str::to_owned);
-    Ok(Login { authzid, authcid, password })
+/// A mechanism's first response in base64. A token is the password; SCRAM shows none.
+fn response(mechanism: Mechanism, text: &str) -> Result<Login> {
+    let response = decode_base64(text.as_bytes()).with_context(|| format!("{text:?}"))?;
+    let credentials = match mechanism {
+        Mechanism::Plain => decode_plain(&response)?,
+        Mechanism::ScramSha1 | Mechanism::ScramSha256 => decode_scram(mechanism, response)?,
+        _ => decode_bearer(mechanism, response)?,
+    };
+    let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
+    let secret = credentials.password().or(credentials.token());
+    Ok(Login {
+        authzid: credentials.authzid.as_deref().map(text).unwrap_or_default(),
+        authcid: text(&credentials.authcid),
+        password: secret.map(|secret| text(secret.expose())).unwrap_or_default(),
+    })
+}
+
+/// Text in base64.
+fn decoded(text: &str) -> Result<String> {
+    let octets = decode_base64(text.as_bytes()).with_context(|| format!("{text:?}"))?;
+    Ok(String::from_utf8_lossy(octets.expose()).into_owned())
 }
 
 /// A PROXY header of version 2 for TCP over IPv4.

@@ -19,6 +19,7 @@ use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::conversation::Conversation;
+use crate::login_backend::PASSWORD;
 use crate::patience::PATIENCE;
 pub use crate::rows::DOMAIN;
 use crate::rows::Rows;
@@ -78,6 +79,8 @@ pub struct LoginNode {
     rows: Rows,
     /// Its tasks.
     pub lifecycle: Lifecycle,
+    /// What is spoken.
+    protocol: LoginProtocol,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -103,6 +106,7 @@ impl LoginNode {
     ) -> Result<Self> {
         let Settings { protocol, offer, names, rules, tls, implicit_tls, proxied, max_connections } =
             settings;
+        let spoken = protocol;
         let protocol = protocol::of(protocol);
         let rows = Rows::new(backends);
         let lifecycle = Lifecycle::default();
@@ -126,7 +130,7 @@ impl LoginNode {
             offer: Arc::new(CurrentOffer::from_pointee(offer.unwrap_or_else(protocol.modest))),
         });
         listener.serve(&lifecycle, protocol.full, move |accepted| serve(Arc::clone(&cx), accepted));
-        Ok(Self { rows, lifecycle, address })
+        Ok(Self { rows, lifecycle, protocol: spoken, address })
     }
 
     /// A client's connection, greeted.
@@ -136,20 +140,30 @@ impl LoginNode {
     /// It is not greeted.
     pub async fn connect(&self) -> Result<Conversation> {
         let mut client = Conversation::connect(self.address).await?;
-        client.expect("* OK [CAPABILITY ").await?;
+        client
+            .expect(match self.protocol {
+                LoginProtocol::Pop3 => "+OK ",
+                _ => "* OK [CAPABILITY ",
+            })
+            .await?;
         Ok(client)
     }
 
-    /// A client that is logged in as an account of [`DOMAIN`] under the tag `in`.
+    /// A client that is logged in as an account of [`DOMAIN`]; IMAP: under the tag `in`.
     ///
     /// # Errors
     ///
     /// The login is refused.
     pub async fn log_in(&self, local: &str) -> Result<Conversation> {
         let mut client = self.connect().await?;
-        client
-            .say(&format!("in LOGIN {local}@{DOMAIN} {}", crate::login_backend::PASSWORD))
-            .await?;
+        if self.protocol == LoginProtocol::Pop3 {
+            client.say(&format!("USER {local}@{DOMAIN}")).await?;
+            client.expect("+OK").await?;
+            client.say(&format!("PASS {PASSWORD}")).await?;
+            client.expect("+OK Logged in.").await?;
+            return Ok(client);
+        }
+        client.say(&format!("in LOGIN {local}@{DOMAIN} {PASSWORD}")).await?;
         client.expect("in OK").await?;
         Ok(client)
     }

@@ -29,9 +29,21 @@ pub(super) fn of_id(pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<Forwarded> {
     said.client_ip.is_some().then_some(said)
 }
 
+/// Reads the attributes of an XCLIENT command, `KEY=value` separated by spaces; `None` when they name no
+/// client.
+pub(super) fn of_xclient(attributes: &[u8]) -> Option<Forwarded> {
+    let mut said = Forwarded::default();
+    for attribute in std::str::from_utf8(attributes).ok()?.split_ascii_whitespace() {
+        if let Some((key, value)) = attribute.split_once('=') {
+            said.take(key, value);
+        }
+    }
+    said.client_ip.is_some().then_some(said)
+}
+
 impl Forwarded {
     /// Takes one attribute in XCLIENT's words. What is malformed or unknown says nothing.
-    pub(super) fn take(&mut self, key: &str, value: &str) {
+    fn take(&mut self, key: &str, value: &str) {
         match key.to_ascii_uppercase().as_str() {
             "ADDR" => self.client_ip = ip(value).or(self.client_ip),
             "PORT" => self.client_port = port(value).or(self.client_port),
@@ -93,9 +105,9 @@ mod tests {
 
     #[test]
     fn an_address_may_have_its_prefix() {
-        let mut said = Forwarded::default();
-        said.take("addr", "IPV6:2001:db8::7");
-        said.take("SESSION", &"s".repeat(65));
+        let long = format!("SESSION={} addr=IPV6:2001:db8::7 what", "s".repeat(65));
+        let said = of_xclient(long.as_bytes()).unwrap();
+        assert_eq!(of_xclient(b"PORT=7 TTL=3"), None);
         assert_eq!(said.client_ip, "2001:db8::7".parse().ok());
         assert_eq!(said.session, None);
     }

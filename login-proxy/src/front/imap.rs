@@ -12,19 +12,15 @@ use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::sasl::{Mechanism, encode_base64};
 
 use super::forwarded;
-use super::sasl::{Exchange, Turn};
-use super::{Event, Front, Terms, Told};
+use super::sasl::{self, Exchange, Turn};
+use super::{Event, Front, MAX_BAD_COMMANDS, Terms, Told};
 use crate::backend::Welcome;
 use crate::refusal::{Farewell, Refusal};
 use frame::Frame;
 use token::{Token, tokens};
 
-/// Wrong commands before a client is sent away.
-const MAX_BAD_COMMANDS: u32 = 10;
 /// Longest tag in octets; Dovecot has the same.
 const MAX_TAG: usize = 126;
-/// Longest SASL response in octets with its line end: 16 KiB of token, for base64 a third more.
-const MAX_SASL_LINE: usize = 22 * 1024;
 /// Pairs of a client's ID that are kept (RFC 2971 §3.3).
 const MAX_ID_PAIRS: usize = 30;
 /// What somebody who types by hand is told.
@@ -296,7 +292,7 @@ impl ImapFront {
         out: &mut Output,
     ) -> Result<Option<Step<Event>>, Violation> {
         if let State::Sasl { .. } = &self.state {
-            let line = input.line(MAX_SASL_LINE).inspect_err(|_| too_large(out))?;
+            let line = input.line(sasl::MAX_LINE).inspect_err(|_| too_large(out))?;
             let Some(line) = line else { return Ok(Some(Step::NeedInput)) };
             let State::Sasl { tag, exchange } = std::mem::replace(&mut self.state, State::Command)
             else {

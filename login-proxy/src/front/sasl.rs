@@ -6,6 +6,8 @@ use shared::sasl::{Mechanism, decode_base64, decode_bearer, decode_plain, decode
 
 use super::Event;
 
+/// Longest SASL response in octets with its line end: 16 KiB of token, for base64 a third more.
+pub(super) const MAX_LINE: usize = 22 * 1024;
 /// `Username:` and `Password:` in base64: the prompts that clients of LOGIN look for.
 const USERNAME: &str = "VXNlcm5hbWU6";
 const PASSWORD: &str = "UGFzc3dvcmQ6";

@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use shared::sasl::Mechanism;
 use tokio::io::{AsyncReadExt, BufReader};
 
-use super::{Login, Server, Stream, Tls, plain, say};
+use super::{Login, Server, Stream, Tls, decoded, response, say};
 
 pub(super) async fn speak(server: &Server, mut stream: Stream) -> Result<()> {
     let mut logged_in = false;
@@ -35,16 +36,16 @@ pub(super) async fn speak(server: &Server, mut stream: Stream) -> Result<()> {
                     Some((mechanism, initial)) => (mechanism, Some(initial.to_owned())),
                     None => (&*rest, None),
                 };
-                let response = match initial {
-                    Some(response) => response,
+                let said = match initial {
+                    Some(said) => said,
                     None => {
                         say(&mut stream, "+ \r\n").await?;
                         server.line(&mut stream).await?.unwrap_or_default()
                     }
                 };
                 let login = match mechanism {
-                    "PLAIN" => plain(&response)?,
-                    mechanism => challenged(server, &mut stream, mechanism, response).await?,
+                    "PLAIN" => response(Mechanism::Plain, &said)?,
+                    mechanism => challenged(server, &mut stream, mechanism, said).await?,
                 };
                 logged_in = server.answer(&mut stream, &tag, login).await?;
             }
@@ -105,9 +106,4 @@ async fn challenged(
     }
     let authcid = mechanism.to_owned();
     Ok(Login { authzid: String::new(), authcid, password: said.join("|") })
-}
-
-fn decoded(text: &str) -> Result<String> {
-    let octets = STANDARD.decode(text).with_context(|| format!("{text:?}"))?;
-    Ok(String::from_utf8_lossy(&octets).into_owned())
 }

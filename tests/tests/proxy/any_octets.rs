@@ -95,6 +95,34 @@ fn words(protocol: LoginProtocol) -> &'static [&'static str] {
             "+",
             "\u{ff}",
         ],
+        LoginProtocol::Pop3 => &[
+            "USER ",
+            "USER ann\r\n",
+            "PASS ",
+            "PASS  secret \r\n",
+            "AUTH",
+            "AUTH PLAIN",
+            "AUTH LOGIN YW5u\r\n",
+            "AUTH XOAUTH2 dXNlcj1hAWF1dGg9QmVhcmVyIHQBAQ==\r\n",
+            "AUTH SCRAM-SHA-1",
+            "CAPA\r\n",
+            "NOOP\r\n",
+            "STLS\r\n",
+            "STAT\r\n",
+            "UTF8\r\n",
+            "AGFubgBzZWNyZXQ=",
+            "c2VjcmV0",
+            "\r\n",
+            "\n",
+            "\r",
+            "\0",
+            "=",
+            "*",
+            " ",
+            "+OK",
+            ".",
+            "\u{ff}",
+        ],
         other => panic!("nobody knows what clients of {other} say"),
     }
 }
@@ -135,4 +163,9 @@ fn answers_do_not_depend_on_the_pieces(protocol: LoginProtocol) {
 #[test]
 fn imap_answers_do_not_depend_on_the_pieces() {
     answers_do_not_depend_on_the_pieces(LoginProtocol::Imap);
+}
+
+#[test]
+fn pop3_answers_do_not_depend_on_the_pieces() {
+    answers_do_not_depend_on_the_pieces(LoginProtocol::Pop3);
 }

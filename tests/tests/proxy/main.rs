@@ -1,4 +1,4 @@
-//! The login proxy between real sockets: clients on one side, small IMAP servers with manners of their
+//! The login proxy between real sockets: clients on one side, small servers with manners of their
 //! own on the other, and an owner map that the tests write to.
 
 mod any_octets;
@@ -14,6 +14,7 @@ mod mechanisms;
 mod memory;
 mod names;
 mod pipelining;
+mod pop3;
 mod routing;
 mod secrets;
 mod tls;
@@ -21,7 +22,7 @@ mod tls;
 use anyhow::Result;
 use shared::backend::Backend;
 use tests::login_backend::{LoginBackend, Manners};
-use tests::login_node::LoginNode;
+use tests::login_node::{LoginNode, Settings};
 
 /// Two backends, `old` and `new`, and a node at which `ann` and `bob` live on `old`.
 struct Stage {
@@ -36,12 +37,17 @@ impl Stage {
     }
 
     async fn set_with(old: Manners, new: Manners) -> Result<Self> {
+        let settings = speaking(&old);
         let (old, new) = two(old, new).await?;
-        let node = LoginNode::start(configured(&old, &new))?;
+        let node = LoginNode::start_with(configured(&old, &new), settings)?;
         node.set_owner("ann", "old");
         node.set_owner("bob", "old");
         Ok(Self { old, new, node })
     }
+}
+
+fn speaking(manners: &Manners) -> Settings {
+    Settings { protocol: manners.protocol, ..Settings::default() }
 }
 
 async fn two(old: Manners, new: Manners) -> Result<(LoginBackend, LoginBackend)> {
@@ -54,8 +60,9 @@ fn configured(old: &LoginBackend, new: &LoginBackend) -> [Backend; 2] {
 
 /// A node with one backend, `old`, where `ann` lives.
 async fn alone(manners: Manners) -> Result<(LoginBackend, LoginNode)> {
+    let settings = speaking(&manners);
     let old = LoginBackend::start("old", manners).await?;
-    let node = LoginNode::start([old.configured()])?;
+    let node = LoginNode::start_with([old.configured()], settings)?;
     node.set_owner("ann", "old");
     Ok((old, node))
 }

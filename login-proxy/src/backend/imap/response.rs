@@ -2,7 +2,7 @@
 
 use shared::wire::{Wire, WireError};
 
-use crate::backend::AttachError;
+use crate::backend::{AttachError, says_too_many_sessions};
 
 /// Longest line of a response in octets, its line end included.
 const MAX_LINE: usize = 8 * 1024;
@@ -136,8 +136,7 @@ impl Reply {
     pub(super) fn refusal(&self) -> AttachError {
         let code = self.code.split(' ').next().unwrap_or_default();
         match (code, self.status) {
-            // Older Dovecots say UNAVAILABLE for their limit, too; trying again would make it worse.
-            ("UNAVAILABLE", _) if self.text.contains("Maximum number of connections") => {
+            ("UNAVAILABLE", _) if says_too_many_sessions(&self.text) => {
                 AttachError::TooManySessions
             }
             ("LIMIT", _) => AttachError::TooManySessions,

@@ -4,6 +4,7 @@
 use shared::address::Domain;
 
 use super::*;
+use crate::front::cut::{self, Heard};
 
 /// What a listener with STARTTLS offers.
 fn clear() -> Terms {
@@ -22,57 +23,8 @@ fn tls() -> Terms {
     Terms { secured: true, starttls: false, ..clear() }
 }
 
-/// How a conversation ended and what was said to the client.
-#[derive(Debug, PartialEq)]
-struct Heard {
-    said: String,
-    end: String,
-}
-
 fn converse(terms: &Terms, client: &[u8]) -> Heard {
-    let outcome = |cut: usize| {
-        let mut front = ImapFront::new(terms.clone());
-        let (mut input, mut out) = (Input::default(), Output::default());
-        let (first, rest) = client.split_at(cut);
-        let mut end = None;
-        for part in [first, rest] {
-            input.push(part);
-            while end.is_none() {
-                match front.step(&mut input, &mut out) {
-                    Ok(Step::NeedInput) => break,
-                    Ok(Step::Event(Event::Credentials(c))) => {
-                        let authzid = c.authzid.as_deref().map(String::from_utf8_lossy);
-                        end = Some(format!(
-                            "{:?} {:?} as {authzid:?}, {} unread",
-                            String::from_utf8_lossy(&c.authcid),
-                            String::from_utf8_lossy(c.password().unwrap().expose()),
-                            if cut == 0 { input.len() } else { client.len() - cut + input.len() },
-                        ));
-                        // What is unread depends on the cut; that nothing is lost does not.
-                        if cut > 0 {
-                            return None;
-                        }
-                    }
-                    Ok(Step::Event(Event::Response(_))) => panic!("nobody asked"),
-                    Ok(Step::StartTls) => {
-                        front.secured(&mut out);
-                        out.push("(TLS)\r\n");
-                    }
-                    Ok(Step::Close) => end = Some("closed".into()),
-                    Err(violation) => end = Some(violation.to_string()),
-                }
-            }
-        }
-        let said = String::from_utf8_lossy(out.queued()).into_owned();
-        Some(Heard { said, end: end.unwrap_or_default() })
-    };
-    let whole = outcome(0).unwrap();
-    for cut in 1..client.len() {
-        if let Some(heard) = outcome(cut) {
-            assert_eq!(heard, whole, "cut at {cut}");
-        }
-    }
-    whole
+    cut::converse(|| ImapFront::new(terms.clone()), client)
 }
 
 fn heard(client: &str) -> String {
@@ -275,11 +227,11 @@ fn a_mailbox_is_asked_for_by_authzid_and_one_s_own_name_twice_is_none() {
 #[test]
 fn a_response_without_end_is_not_waited_for() {
     let mut client = b"a AUTHENTICATE PLAIN\r\n".to_vec();
-    client.resize(MAX_SASL_LINE + 64, b'A');
+    client.resize(sasl::MAX_LINE + 64, b'A');
     let mut front = ImapFront::new(tls());
     let (mut input, mut out) = (Input::from_octets(&client), Output::default());
     let violation = front.step(&mut input, &mut out).unwrap_err();
-    assert_eq!(violation, Violation::LineTooLong { limit: MAX_SASL_LINE });
+    assert_eq!(violation, Violation::LineTooLong { limit: sasl::MAX_LINE });
     assert_eq!(out.queued(), b"+ \r\n* BYE Command too large.\r\n");
 }
 
@@ -391,12 +343,7 @@ fn after_logout_nothing_is_read() {
 }
 
 fn answered(before: &[u8], answer: impl Fn(&mut ImapFront, &mut Output)) -> String {
-    let mut front = ImapFront::new(tls());
-    let (mut input, mut out) = (Input::from_octets(before), Output::default());
-    while !matches!(front.step(&mut input, &mut out), Ok(Step::Event(_))) {}
-    out.clear();
-    answer(&mut front, &mut out);
-    String::from_utf8_lossy(out.queued()).into_owned()
+    cut::answered(ImapFront::new(tls()), before, answer)
 }
 
 #[test]
