@@ -3,6 +3,7 @@
 
 mod imap;
 mod mechanisms;
+mod pop3;
 
 use tests::dovecot::{self, Full};
 use tests::imap::Imap;
