@@ -64,6 +64,7 @@ needs_of_servers() {
     need 'dovecot-managesieved dovecot-sieve' \
         '/usr/lib/dovecot/managesieve-login /usr/libexec/dovecot/managesieve-login' sievec
     need postgresql '/usr/lib/postgresql/*/bin/initdb /usr/bin/initdb'
+    need pgbouncer pgbouncer
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
     need openssl openssl
 }
@@ -187,7 +188,7 @@ install() {
 keep_from_boot() {
     command -v systemctl >/dev/null 2>&1 || return 0
     for pair in dovecot-core:dovecot.socket dovecot-core:dovecot.service postfix:postfix.service \
-        postgresql-common:postgresql.service; do
+        pgbouncer:pgbouncer.service postgresql-common:postgresql.service; do
         printf '%s\n' "$before" | grep -qxF "${pair%:*}" && continue
         systemctl list-unit-files "${pair#*:}" 2>/dev/null | grep -q enabled || continue
         as_root systemctl disable "${pair#*:}" >>"$work/log" 2>&1 || true

@@ -7,11 +7,13 @@ pub mod imap;
 pub mod pop3;
 mod prompt;
 mod sasl;
+pub mod submission;
 mod watch;
 mod xclient;
 
 use std::net::SocketAddr;
 
+use shared::address::Domain;
 use shared::backend::{Endpoint, LoginProtocol};
 use shared::credentials::Credentials;
 use shared::proxy_protocol::Extensions;
@@ -51,6 +53,8 @@ pub struct Attempt<'a> {
     pub prompt: &'a Prompt,
     /// End of the attempt.
     pub until: Instant,
+    /// Our name, where a backend must be told one and the client has given none.
+    pub hostname: &'a Domain,
 }
 
 /// Who the client is, for a backend that believes us (FWD-1).

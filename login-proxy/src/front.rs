@@ -9,6 +9,7 @@ mod forwarded;
 pub mod imap;
 pub mod pop3;
 mod sasl;
+pub mod submission;
 
 use std::net::IpAddr;
 use std::sync::Arc;

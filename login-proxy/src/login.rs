@@ -14,12 +14,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::backend::LoginProtocol;
 use shared::config::{LoginConfig, NamesConfig};
 use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Seat};
-use shared::ownership::Ownership;
-use shared::wire::{Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
+use shared::ownership::{self, Name, Owner, Ownership};
+use shared::wire::{AnswerGrace, Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
 
@@ -195,7 +196,8 @@ async fn attempt(
     let (told, authority) = (front.told().clone(), wire.sni().map(str::to_owned));
     let client = client_of(wire, session, &told, authority.as_deref());
     let (prompt, mut asked) = prompt();
-    let attempt = Attempt { credentials, client, prompt: &prompt, until };
+    let hostname = &cx.rules.hostname;
+    let attempt = Attempt { credentials, client, prompt: &prompt, until, hostname };
     let mut routing = pin!(route(cx, attempt));
     let routed = loop {
         let asked = tokio::select! {
@@ -290,6 +292,7 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
         idle: cx.rules.idle_timeout,
         kick: place.token().cloned().unwrap_or_default(),
         kick_grace: cx.rules.kick_grace,
+        answer: answer_grace(cx, &owner),
         end: cx.lifecycle.end().clone(),
         watch: attached.watch,
     };
@@ -321,6 +324,22 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
         };
         finish(place, &record, seat, &joined);
     });
+}
+
+/// A message that is cut off before its answer comes twice; the other protocols lose nothing. A hold waits
+/// no longer than for any session, nor does a node whose lease has ended.
+fn answer_grace(cx: &Context, owner: &Owner) -> Option<Box<AnswerGrace>> {
+    match cx.protocol.kind {
+        LoginProtocol::Submission => {}
+        LoginProtocol::Imap | LoginProtocol::Pop3 | LoginProtocol::ManageSieve => return None,
+    }
+    let (ownership, account) = (Arc::clone(&cx.ownership), owner.account.clone());
+    let hurry =
+        move || match Name::of_login(account.as_bytes()).map(|name| ownership.look_up(&name)) {
+            Ok(Err(ownership::Refusal::Stale | ownership::Refusal::Held { .. })) | Err(_) => true,
+            Ok(Ok(_) | Err(_)) => false,
+        };
+    Some(Box::new(AnswerGrace { longest: cx.rules.data_grace, hurry: Box::new(hurry) }))
 }
 
 /// Both legs are closed: only now the session is not busy any more (P5).

@@ -7,6 +7,7 @@
 pub mod imap;
 pub mod pop3;
 mod probes;
+pub mod submission;
 
 use std::sync::Arc;
 

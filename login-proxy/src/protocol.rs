@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::backend::{self, Abilities, AttachError, Attached, Attempt};
 use crate::front::imap::{self, ImapFront};
 use crate::front::pop3::{self, Pop3Front};
+use crate::front::submission::{self, SubmissionFront};
 use crate::front::{Front, Terms};
 use crate::offer::{self, Offer};
 use crate::refusal::Farewell;
@@ -41,7 +42,8 @@ pub fn of(kind: LoginProtocol) -> &'static Protocol {
     match kind {
         LoginProtocol::Imap => &IMAP,
         LoginProtocol::Pop3 => &POP3,
-        LoginProtocol::Submission | LoginProtocol::ManageSieve => &IMAP,
+        LoginProtocol::Submission => &SUBMISSION,
+        LoginProtocol::ManageSieve => &IMAP,
     }
 }
 
@@ -65,4 +67,17 @@ pub static POP3: Protocol = Protocol {
     modest: offer::pop3::modest,
     merge: offer::pop3::merge,
     full: |_| pop3::farewell_words(Farewell::TooManyConnections).into(),
+};
+
+/// RFC 6409.
+pub static SUBMISSION: Protocol = Protocol {
+    kind: LoginProtocol::Submission,
+    front: |terms| Box::new(SubmissionFront::new(terms)),
+    log_in: |endpoint, attempt| Box::pin(backend::submission::log_in(endpoint, attempt)),
+    probe: |endpoint, until| Box::pin(backend::submission::probe(endpoint, until)),
+    modest: offer::submission::modest,
+    merge: offer::submission::merge,
+    full: |_| {
+        format!("{}\r\n", submission::farewell_words(Farewell::TooManyConnections)).into_bytes()
+    },
 };

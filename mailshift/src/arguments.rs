@@ -62,6 +62,9 @@ pub(crate) enum Accounts {
         /// Their owner where the file does not say
         #[arg(long)]
         owner: Option<String>,
+        /// Also those that would move by it: without a row an account lives at its domain's default owner
+        #[arg(long)]
+        flip: bool,
     },
     /// Lists accounts
     List {

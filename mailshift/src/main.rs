@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use arguments::{Accounts, Arguments, Command, Schema};
 use clap::Parser;
-use shared::backend::{BackendName, Backends};
+use shared::backend::BackendName;
 use shared::config::Config;
-use shared::ownership::table::{self, Filter, Table, read_csv};
+use shared::ownership::table::{self, Filter, Moves, Table, read_csv};
 
 /// How often a flip is asked whether it has settled.
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
@@ -42,7 +42,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
     let Place { url, backends } = place(&arguments)?;
     if let Some(file) = table::sqlite_file(&url) {
-        owner::become_owner(&file, &url, arguments.command.input())?;
+        owner::become_owner(&file, &url, backends.as_deref(), arguments.command.input())?;
     }
     match arguments.command {
         Command::Schema(Schema::Apply { roles }) => {
@@ -59,7 +59,7 @@ async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
         }
         Command::Accounts(command) => {
             let table = Table::open(&url).await?;
-            accounts(&table, command, backends.as_ref(), out).await
+            accounts(&table, command, backends.as_deref(), out).await
         }
         Command::Sql { statements } => match table::sqlite_file(&url) {
             Some(file) => owner::shell(&file, statements.as_deref()),
@@ -71,11 +71,11 @@ async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
 async fn accounts(
     table: &Table,
     command: Accounts,
-    backends: Option<&Backends>,
+    backends: Option<&[BackendName]>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     match command {
-        Accounts::Import { file, owner } => {
+        Accounts::Import { file, owner, flip } => {
             let owner = owner.map(|name| backend(&name, backends)).transpose()?;
             let rows = read_csv(open(&file)?, owner.as_ref())
                 .map_err(|problems| anyhow::anyhow!(print::problems(&file, &problems)))?;
@@ -83,7 +83,8 @@ async fn accounts(
             {
                 backend(name, backends)?;
             }
-            let imported = table.import(&rows, &actor()).await?;
+            let moves = if flip { Moves::Meant } else { Moves::Refused };
+            let imported = table.import(&rows, moves, &actor()).await?;
             print::imported(out, imported)?;
             Ok(print::domains_without_row(out, &table.domains_without_row().await?)?)
         }
@@ -134,25 +135,30 @@ async fn settle(
 /// Where the table is, and which backends the configuration has; `None` without one.
 struct Place {
     url: String,
-    backends: Option<Backends>,
+    backends: Option<Vec<BackendName>>,
 }
 
 fn place(arguments: &Arguments) -> anyhow::Result<Place> {
     if let Some(url) = &arguments.url {
-        return Ok(Place { url: url.clone(), backends: None });
+        return Ok(Place { url: url.clone(), backends: owner::inherited_backends() });
     }
     let config = Config::load(&arguments.config)?;
-    Ok(Place { url: config.ownership.url, backends: Some(config.backends) })
+    let backends = config.backends.iter().map(|backend| backend.name.clone()).collect();
+    // A command wants a session of its own, which a pooler does not give it.
+    let ownership = config.ownership;
+    let direct = ownership.listen_url.filter(|_| table::sqlite_file(&ownership.url).is_none());
+    let url = direct.unwrap_or(ownership.url);
+    Ok(Place { url, backends: Some(backends) })
 }
 
 /// Reads a backend's name; one that the configuration does not have is refused.
-fn backend(name: &str, backends: Option<&Backends>) -> anyhow::Result<BackendName> {
+fn backend(name: &str, backends: Option<&[BackendName]>) -> anyhow::Result<BackendName> {
     let parsed = BackendName::parse(name).map_err(|name| {
         anyhow::anyhow!("{name:?} is no backend's name: a-z, 0-9, -, _ and . only")
     })?;
     match backends {
-        Some(backends) if backends.get(&parsed).is_none() => {
-            let known: Vec<&str> = backends.iter().map(|backend| backend.name.as_str()).collect();
+        Some(backends) if !backends.contains(&parsed) => {
+            let known: Vec<&str> = backends.iter().map(BackendName::as_str).collect();
             bail!("backend {parsed} is not in the configuration, which has {}", known.join(", "))
         }
         Some(_) | None => Ok(parsed),

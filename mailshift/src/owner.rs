@@ -10,10 +10,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use rustix::fs::Mode;
+use shared::backend::BackendName;
 use shared::ownership::table;
 
 /// Set in the process that runs as the owner.
 const DONE: &str = "MAILSHIFT_RUNS_AS_OWNER";
+/// The names of the configuration's backends for it, which it need not be able to read.
+const BACKENDS: &str = "MAILSHIFT_BACKENDS";
 
 /// Runs this program again as the owner of the file's directory, where this is root. Does not return
 /// then. `input` becomes standard input, since the owner may not be allowed to open it.
@@ -21,7 +24,12 @@ const DONE: &str = "MAILSHIFT_RUNS_AS_OWNER";
 /// # Errors
 ///
 /// There is no such directory, or the program cannot be started again.
-pub(crate) fn become_owner(file: &Path, url: &str, input: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn become_owner(
+    file: &Path,
+    url: &str,
+    backends: Option<&[BackendName]>,
+    input: Option<&Path>,
+) -> anyhow::Result<()> {
     rustix::process::umask(Mode::from_raw_mode(0o007));
     if std::env::var_os(DONE).is_some() {
         return Ok(());
@@ -41,6 +49,10 @@ pub(crate) fn become_owner(file: &Path, url: &str, input: Option<&Path>) -> anyh
             *argument = "-".into();
         }
     }
+    if let Some(backends) = backends {
+        let names: Vec<&str> = backends.iter().map(BackendName::as_str).collect();
+        command.env(BACKENDS, names.join(" "));
+    }
     let error = command
         .args(arguments)
         .arg0("mailshift")
@@ -50,6 +62,14 @@ pub(crate) fn become_owner(file: &Path, url: &str, input: Option<&Path>) -> anyh
         .env("MAILSHIFT_URL", url)
         .exec();
     Err(error).with_context(|| format!("cannot run as the owner of {}", file.display()))
+}
+
+/// The backends that the process before this one knew; `None` when there was none, or it had no
+/// configuration either.
+pub(crate) fn inherited_backends() -> Option<Vec<BackendName>> {
+    std::env::var_os(DONE)?;
+    let names = std::env::var(BACKENDS).ok()?;
+    Some(names.split(' ').filter_map(|name| BackendName::parse(name).ok()).collect())
 }
 
 /// Becomes the sqlite3 shell. Returns only when it cannot.

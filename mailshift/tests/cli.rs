@@ -78,8 +78,11 @@ fn walk(shift: &Shift, run_sql: impl Fn(&str)) {
     );
     let complaint = shift.refuses(&["accounts", "import", &file]);
     assert!(complaint.contains("accounts.csv:2: no owner"), "{complaint}");
+    let complaint = shift.refuses(&["accounts", "import", &file, "--owner", "old"]);
+    assert!(complaint.contains("1 accounts have no row"), "{complaint}");
+    assert!(complaint.contains("bob@example.org from old to new"), "{complaint}");
     assert_eq!(shift.says(&["accounts", "list"]), "", "nothing of it was taken");
-    let import = ["accounts", "import", &file, "--owner", "old"];
+    let import = ["accounts", "import", &file, "--owner", "old", "--flip"];
     assert_eq!(shift.says(&import), "added 3 accounts and 2 aliases; 0 were there\n");
     assert_eq!(shift.says(&import), "added 0 accounts and 0 aliases; 5 were there\n");
     let said = shift.says(&["accounts", "list"]);
@@ -265,6 +268,36 @@ fn assert_belongs_to_services(directory: &Path) {
         assert_ne!(of.uid(), 0, "{file} belongs to root");
         assert_eq!(of.mode() & 0o667, 0o660, "{file} has mode {:o}", of.mode());
     }
+}
+
+/// The process that runs as the owner has the table's place from root's, and its backends, too.
+#[test]
+fn a_backend_that_is_not_configured_is_refused_whoever_runs_the_command() {
+    let mut shift = Shift::sqlite();
+    let directory = services_directory(&shift);
+    shift.url = format!("sqlite:{}", directory.join("ownership.db").display());
+    shift.says(&["schema", "apply"]);
+    shift.says(&["sql", "INSERT INTO accounts (account, owner) VALUES ('ann@example.org', 'old')"]);
+    let config = shift.files.path().join("mailshift.toml");
+    let of = |name: &str| format!("[backends.{name}.imap]\nhost = \"127.0.0.1\"\n");
+    let text = format!("[ownership]\nurl = \"{}\"\n{}{}", shift.url, of("old"), of("new"));
+    fs::write(&config, text).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+    let run = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_mailshift"))
+            .env_remove("MAILSHIFT_URL")
+            .env("MAILSHIFT_CONFIG", &config)
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let output = run(&["accounts", "flip", "--to", "attic", "ann@example.org"]);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(complaint.contains("attic is not in the configuration, which has"), "{complaint}");
+    let output = run(&["accounts", "flip", "--to", "new", "ann@example.org"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let file = shift.csv("account,owner\neve@elsewhere.example,attic\n");
+    assert!(!run(&["accounts", "import", &file]).status.success());
 }
 
 #[test]

@@ -230,6 +230,7 @@ fn rules() -> JoinRules {
         idle: Duration::from_hours(1),
         kick: CancellationToken::new(),
         kick_grace: Duration::from_secs(2),
+        answer: None,
         end: CancellationToken::new(),
         watch: None,
     }

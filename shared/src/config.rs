@@ -142,6 +142,8 @@ pub struct LoginConfig {
     pub idle_timeout: Duration,
     /// How long a session that is not quiet may go on after a flip.
     pub kick_grace: Duration,
+    /// The same for mail submission, whose sessions are quiet only when nothing is left to be answered.
+    pub data_grace: Duration,
     /// Allow logins without TLS (loopback clients always may).
     pub allow_plaintext: bool,
     /// Networks of proxies and webmails that may say who their clients are, by IMAP ID or XCLIENT.

@@ -1,7 +1,7 @@
 //! What both services of Mailshift stand on.
 //!
 //! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
-//! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`ownership`] knows who owns an
+//! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`smtp_client`] hears servers, [`ownership`] knows who owns an
 //! account, [`config`] reads the one configuration file, [`lifecycle`] starts and ends tasks.
 //!
 //! What is absent: a default backend; a global; a look-up that awaits; SQL outside
@@ -19,6 +19,7 @@ pub mod proxy_protocol;
 pub mod sasl;
 pub mod service;
 pub mod smtp;
+pub mod smtp_client;
 pub mod state_dir;
 pub mod telemetry;
 pub mod tls;

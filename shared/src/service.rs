@@ -101,17 +101,29 @@ where
     watch_certificates(&service)?;
     // From here on clients get an answer: until the table is loaded, that it is not for now.
     serve();
-    let starting = tokio::select! {
-        feed = start_feed(name, &service) => feed?,
+    let end_of_feed = CancellationToken::new();
+    let mut starting = Box::pin(start_feed(name, &service, &end_of_feed));
+    let started = tokio::select! {
+        feed = &mut starting => feed?,
         signal = &mut signal => {
             tracing::info!(signal = signal?, "stopped before the table was loaded");
-            service.lifecycle.shut_down(Duration::ZERO).await;
+            service.ownership.stop_serving();
+            if may_leave(service.lifecycle.shut_down(Duration::ZERO).await) {
+                end_of_feed.cancel();
+                if let Some(feed) = starting.await? {
+                    feed.leave().await;
+                }
+            }
             return Ok(());
         }
     };
+    let Some(mut feed) = started else { return Ok(()) };
     // The feed goes on while sessions finish: they may be told of a flip until the last one has ended.
-    let end_of_feed = CancellationToken::new();
-    let mut feed = tokio::spawn(starting.run(end_of_feed.clone()));
+    let end = end_of_feed.clone();
+    let mut feed = tokio::spawn(async move {
+        Box::pin(feed.run(end)).await;
+        feed
+    });
     tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "ready");
     let signal = tokio::select! {
         signal = signal => signal?,
@@ -123,16 +135,37 @@ where
     };
     tracing::info!(signal, "stopping");
     let left = service.lifecycle.shut_down(service.config.node.shutdown_grace).await;
-    if left > 0 {
-        tracing::warn!(tasks = left, "tasks did not end");
-    }
     end_of_feed.cancel();
-    let _ = feed.await;
+    if let Ok(feed) = feed.await
+        && may_leave(left)
+    {
+        feed.leave().await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, ServiceError> {
+/// Whether the node's row may be taken out of the table while so many tasks are left. They may still send
+/// something to a backend, so that no fence may pass before their node's lease has ended.
+fn may_leave(left: usize) -> bool {
+    if left > 0 {
+        tracing::warn!(
+            tasks = left,
+            "tasks did not end, so this node stays in the table: fences wait until its lease ends"
+        );
+    } else {
+        tracing::info!("all tasks have ended: this node leaves the table");
+    }
+    left == 0
+}
+
+/// Opens and loads the table. Nothing when `stop` was cancelled before that was done; then the node's row
+/// is not in it.
+async fn start_feed(
+    name: &'static str,
+    service: &Service,
+    stop: &CancellationToken,
+) -> Result<Option<Feed>, ServiceError> {
     let ownership = &service.config.ownership;
     let node = Node {
         name: service.config.node.name.clone(),
@@ -142,7 +175,11 @@ async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, Servi
     };
     let mut complained = None;
     let store = loop {
-        match Store::open(ownership, node.clone()).await {
+        let Some(opened) = stop.run_until_cancelled(Store::open(ownership, node.clone())).await
+        else {
+            return Ok(None);
+        };
+        match opened {
             Ok(store) => break store,
             // Not there yet, or not mounted yet: that may change.
             Err(
@@ -158,7 +195,7 @@ async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, Servi
                     let table = ownership.shown();
                     tracing::error!(%error, table, "cannot open the ownership table; trying again, and refusing everything for now");
                 }
-                sleep(REOPEN).await;
+                stop.run_until_cancelled(sleep(REOPEN)).await;
             }
         }
     };
@@ -167,6 +204,7 @@ async fn start_feed(name: &'static str, service: &Service) -> Result<Feed, Servi
         Arc::clone(&service.ownership),
         ownership.max_staleness,
         ownership.poll_interval,
+        stop,
     )
     .await)
 }

@@ -8,3 +8,4 @@ pub mod data;
 pub mod ehlo;
 pub mod path;
 pub mod reply;
+pub mod xclient;

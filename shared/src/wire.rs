@@ -32,7 +32,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 
 pub use self::connect::{ConnectError, Proxied};
-pub use self::join::{Ended, JoinRules, Joined, Leg, Watch, join};
+pub use self::join::{AnswerGrace, Ended, JoinRules, Joined, Leg, Watch, join};
 use self::records::Tls;
 pub use self::records::TlsDescription;
 use crate::dialogue::{Dialogue, Input, Line, Output, Step, Violation};

@@ -6,7 +6,7 @@ mod peers;
 use std::time::Duration;
 
 use peers::*;
-use shared::wire::{Ended, JoinRules, Joined, Leg, Wire, join};
+use shared::wire::{AnswerGrace, Ended, JoinRules, Joined, Leg, Wire, join};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::SupportedProtocolVersion;
@@ -32,6 +32,7 @@ fn rules() -> JoinRules {
         idle: Duration::from_mins(1),
         kick: CancellationToken::new(),
         kick_grace: Duration::from_mins(1),
+        answer: None,
         end: CancellationToken::new(),
         watch: None,
     }
@@ -293,6 +294,47 @@ async fn a_kick_waits_no_longer_than_its_grace() {
         }
     }
     assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
+}
+
+/// A short grace, and a longer one for the backend's answer.
+fn patient(longest: Duration, hurry: fn() -> bool) -> JoinRules {
+    let answer = AnswerGrace { longest, hurry: Box::new(hurry) };
+    JoinRules { kick_grace: Duration::from_millis(100), answer: Some(Box::new(answer)), ..rules() }
+}
+
+#[tokio::test]
+async fn a_kick_waits_for_an_answer_that_is_owed() {
+    let mut lab = lab(Some(TLS13), None, patient(Duration::from_mins(1), || false)).await;
+    say(&mut lab.backend, b"354 go on\r\n").await;
+    expect(&mut lab.client, b"354 go on\r\n").await;
+    say(&mut lab.client, b"Subject: a\r\n").await;
+    expect(&mut lab.backend, b"Subject: a\r\n").await;
+    lab.kick.cancel();
+    // Longer than any quiet moment, twice: the client hesitates, then the backend.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    say(&mut lab.client, b".\r\n").await;
+    expect(&mut lab.backend, b".\r\n").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    say(&mut lab.backend, b"250 taken\r\n").await;
+    expect(&mut lab.client, b"250 taken\r\n").await;
+    expect_end(&mut lab.client).await;
+    expect_end(&mut lab.backend).await;
+    assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_waited_for_no_longer_than_the_grace() {
+    let never = patient(Duration::from_millis(200), || false);
+    // Where there is no time, the longest grace does not count.
+    let hurried = patient(Duration::from_mins(10), || true);
+    for rules in [never, hurried] {
+        let mut lab = lab(None, None, rules).await;
+        say(&mut lab.client, b"DATA\r\n").await;
+        expect(&mut lab.backend, b"DATA\r\n").await;
+        lab.kick.cancel();
+        expect_end(&mut lab.client).await;
+        assert!(matches!(lab.joined.await.unwrap().ended, Ended::Kicked));
+    }
 }
 
 #[tokio::test]

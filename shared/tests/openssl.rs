@@ -215,6 +215,7 @@ async fn openssl_talks_to_openssl(client: Version, backend: Version) {
         idle: Duration::from_mins(1),
         kick: CancellationToken::new(),
         kick_grace: Duration::from_mins(1),
+        answer: None,
         end: CancellationToken::new(),
         watch: None,
     };

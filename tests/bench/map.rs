@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use shared::backend::Backends;
 use shared::ownership::feed::Feed;
 use shared::ownership::map::{AccountRow, AliasRow, Change, DomainRow, Tables};
@@ -52,12 +53,11 @@ async fn load() -> anyhow::Result<()> {
         let ownership = Ownership::new(Backends::default());
         let store = Store::open(&config, table::node("bench")).await?;
         let began = Instant::now();
-        let feed = Feed::start(store, ownership, config.max_staleness, config.poll_interval).await;
+        let never = CancellationToken::new();
+        let (staleness, interval) = (config.max_staleness, config.poll_interval);
+        let feed = Feed::start(store, ownership, staleness, interval, &never).await;
         seconds.push(began.elapsed().as_secs_f64());
-        // Stopped before it ran: it takes its row out of the table.
-        let stop = CancellationToken::new();
-        stop.cancel();
-        feed.run(stop).await;
+        feed.context("nobody stops it")?.leave().await;
     }
     println!("load from Postgres: {:.1} s (median of {RUNS})", measure::median(seconds));
     Ok(())

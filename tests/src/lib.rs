@@ -16,6 +16,7 @@ pub mod login_node;
 pub mod node;
 pub mod patience;
 pub mod place;
+pub mod pooler;
 pub mod ports;
 pub mod postfix;
 pub mod postgres;

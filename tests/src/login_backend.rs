@@ -8,6 +8,7 @@ use std::time::Duration;
 
 mod imap;
 mod pop3;
+mod submission;
 
 use anyhow::{Context, Result, bail};
 use shared::backend::{
@@ -31,7 +32,8 @@ pub const PASSWORD: &str = "secret";
 pub struct Manners {
     /// What it speaks.
     pub protocol: LoginProtocol,
-    /// What it lists before login; POP3: lines, with `, ` between them; none: it does not know CAPA.
+    /// What it lists before login. POP3 and submission: lines, with `, ` between them; POP3, none: it does not
+    /// know CAPA.
     pub capabilities: &'static str,
     /// Its first line; `CAPS` stands for the capabilities.
     pub greeting: &'static str,
@@ -105,6 +107,9 @@ impl Manners {
                 "TOP, UIDL, RESP-CODES, PIPELINING, AUTH-RESP-CODE, USER, SASL PLAIN",
                 "+OK ready\r\n",
             ),
+            LoginProtocol::Submission => {
+                ("PIPELINING, SIZE 1000000, 8BITMIME, AUTH PLAIN LOGIN", "220 ready\r\n")
+            }
             other => panic!("nobody has taught it {other}"),
         };
         Self {
@@ -335,6 +340,7 @@ impl Server {
             Then::Speak => match self.manners.protocol {
                 LoginProtocol::Imap => imap::speak(self, stream).await,
                 LoginProtocol::Pop3 => pop3::speak(self, stream).await,
+                LoginProtocol::Submission => submission::speak(self, stream).await,
                 protocol => bail!("nobody has taught it {protocol}"),
             },
             Then::Hang => until_closed(stream).await,
@@ -352,11 +358,35 @@ impl Server {
         Ok(Box::new(stream))
     }
 
+    /// Its words for yes and no, and how every yes of its protocol begins.
+    fn words(&self) -> (String, &'static str, &'static str) {
+        let (name, capabilities) = (self.name, self.manners.capabilities);
+        match self.manners.protocol {
+            LoginProtocol::Submission => {
+                (format!("235 2.7.0 at {name}\r\n"), "535 5.7.8 wrong\r\n", "235")
+            }
+            LoginProtocol::Pop3 => (format!("+OK at {name}\r\n"), "-ERR [AUTH] wrong\r\n", "+OK"),
+            _ => (
+                format!("TAG OK [CAPABILITY {capabilities} IDLE] at {name}\r\n"),
+                "TAG NO [AUTHENTICATIONFAILED] wrong\r\n",
+                "TAG OK",
+            ),
+        }
+    }
+
     /// Answers a login; true after a yes.
     async fn answer(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<bool> {
+        let (.., yes) = self.words();
+        Ok(self.pronounce(stream, tag, login).await?.starts_with(yes))
+    }
+
+    /// Answers a login, and returns what it has said, with `TAG` in its place.
+    async fn pronounce(&self, stream: &mut Stream, tag: &str, login: Login) -> Result<String> {
         self.record.note(self.number, |connection| connection.logins.push(login.clone()));
+        let (yes, no, yes_begins) = self.words();
         let answer = match self.manners.verdict {
-            Verdict::ByPassword => self.by_password(&login),
+            Verdict::ByPassword if login.password == PASSWORD => yes,
+            Verdict::ByPassword => no.to_owned(),
             Verdict::Say(octets) => octets.to_owned(),
             Verdict::Challenge(challenge, octets) => {
                 say(stream, challenge).await?;
@@ -365,36 +395,28 @@ impl Server {
             }
             Verdict::Flood(octets) => {
                 flood(stream, octets).await?;
-                return Ok(false);
+                return Ok(String::new());
             }
-            Verdict::Ask => {
-                let (answer, verdict) = oneshot::channel();
-                let _ = self.ask.send(Asked { login, answer });
-                tokio::select! {
-                    verdict = verdict => verdict.context("the test gave no verdict")?,
-                    // The peer does not wait for it: it has closed.
-                    closed = stream.fill_buf() => {
-                        let early = closed?.len();
-                        bail!("{early} octets instead of patience");
-                    }
-                }
-            }
+            Verdict::Ask => self.ask(stream, login).await?,
         };
-        let yes = answer.starts_with("TAG OK") || answer.starts_with("+OK");
-        if yes {
+        if answer.starts_with(yes_begins) {
             self.record.note(self.number, |connection| connection.logged_in = true);
         }
         say(stream, &answer.replace("TAG", tag)).await?;
-        Ok(yes)
+        Ok(answer)
     }
 
-    fn by_password(&self, login: &Login) -> String {
-        let Self { name, manners: Manners { protocol, capabilities, .. }, .. } = self;
-        match (protocol, login.password == PASSWORD) {
-            (LoginProtocol::Pop3, true) => format!("+OK at {name}\r\n"),
-            (LoginProtocol::Pop3, false) => "-ERR [AUTH] wrong\r\n".to_owned(),
-            (_, true) => format!("TAG OK [CAPABILITY {capabilities} IDLE] at {name}\r\n"),
-            (_, false) => "TAG NO [AUTHENTICATIONFAILED] wrong\r\n".to_owned(),
+    /// What the test says to this.
+    async fn ask(&self, stream: &mut Stream, login: Login) -> Result<String> {
+        let (answer, verdict) = oneshot::channel();
+        let _ = self.ask.send(Asked { login, answer });
+        tokio::select! {
+            verdict = verdict => verdict.context("the test gave no verdict"),
+            // The peer does not wait for it: it has closed.
+            closed = stream.fill_buf() => {
+                let early = closed?.len();
+                bail!("{early} octets instead of patience");
+            }
         }
     }
 

@@ -61,6 +61,7 @@ impl Default for Settings {
                 attach_timeout: PATIENCE,
                 idle_timeout: PATIENCE,
                 kick_grace: Duration::from_secs(2),
+                data_grace: PATIENCE,
                 allow_plaintext: false,
                 trusted_networks: Vec::new(),
             },

@@ -490,8 +490,27 @@ async fn views_are_the_same_as_in_postgres() {
         )),
         "0 a/mx-gateway b/login-proxy c/mx-gateway 3"
     );
+    // A node that has seen the row and not yet an alias that leads to it, or has.
+    let epoch = "(SELECT epoch FROM accounts WHERE account = 'ann@example.org')";
+    let of_ann = format!(
+        "{both} SELECT settled, waiting FROM flip_status WHERE account = 'ann@example.org';"
+    );
+    table.run(&format!(
+        "{both} UPDATE nodes.nodes SET seen_epoch = {epoch} WHERE node = 'a'; DELETE FROM nodes.busy;"
+    ));
+    assert_eq!(table.run(&of_ann), "0 a/mx-gateway");
+    table.run(&format!("{both} UPDATE nodes.nodes SET seen_epoch = (SELECT epoch FROM clock);"));
+    assert_eq!(table.run(&of_ann), "1");
+    table.run("UPDATE aliases SET account = 'bob@example.org' WHERE alias = 'annie';");
+    assert_eq!(table.run(&of_ann), "0 a/mx-gateway, b/login-proxy");
+    table.run(&format!("{both} UPDATE nodes.nodes SET seen_epoch = 999;"));
     let touched =
         format!("{both} SELECT account, former_owner, touched, logins FROM reversible_accounts;");
+    assert_eq!(table.run(&touched), "ann@example.org old unknown 0", "nobody says what is done");
+    let now = "strftime('%Y-%m-%d %H:%M:%f', 'now')";
+    table.run(&format!(
+        "{both} DELETE FROM nodes.nodes WHERE node = 'c'; UPDATE nodes.nodes SET activity_at = {now};"
+    ));
     assert_eq!(table.run(&touched), "ann@example.org old untouched 0");
     table.run(&format!("{both} DELETE FROM nodes.nodes WHERE node = 'b';"));
     assert_eq!(table.run(&format!("{both} SELECT count(*) FROM nodes.busy;")), "0");

@@ -150,6 +150,9 @@ CREATE TABLE changes (
     PRIMARY KEY (epoch, kind, name)
 );
 CREATE INDEX changes_name ON changes (name, epoch);
+-- Which aliases have led to an account, and when.
+CREATE INDEX changes_new_account ON changes (new_account, epoch) WHERE new_account IS NOT NULL;
+CREATE INDEX changes_old_account ON changes (old_account, epoch) WHERE old_account IS NOT NULL;
 
 -- One row for each service of each node. Written by the services.
 CREATE TABLE nodes (
@@ -166,6 +169,8 @@ CREATE TABLE nodes (
     backends    jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(backends) = 'object'),
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- What was done there until then is in `activity`. NULL: it does not say what is done there.
+    activity_at timestamptz,
     -- An operator said that it will not come back. Its next start clears this.
     forgotten   boolean NOT NULL DEFAULT false,
     PRIMARY KEY (node, service)
@@ -662,40 +667,76 @@ CREATE TRIGGER forward BEFORE UPDATE ON clock FOR EACH ROW EXECUTE FUNCTION cloc
 
 -- ---- Settled ---------------------------------------------------------------------------------------
 
+-- The last change of what an account is routed by: its row, and any row of that name before; aliases
+-- that lead to it or have led to it; and, where it has no row, what decides instead: its domain and the
+-- domain's catch-all. NULL for a name that nothing in the table is about.
+CREATE FUNCTION last_change(account text) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+BEGIN ATOMIC
+    SELECT greatest(
+        (SELECT a.epoch FROM accounts a WHERE a.account = last_change.account),
+        (SELECT max(c.epoch) FROM changes c
+          WHERE c.name = last_change.account AND c.kind IN ('account', 'alias')),
+        (SELECT max(c.epoch) FROM changes c WHERE c.new_account = last_change.account),
+        (SELECT max(c.epoch) FROM changes c WHERE c.old_account = last_change.account),
+        CASE WHEN NOT EXISTS (SELECT FROM accounts a WHERE a.account = last_change.account) THEN
+            greatest(
+                (SELECT d.epoch FROM domains d WHERE d.domain = domain_of(last_change.account)),
+                (SELECT max(c.epoch) FROM changes c
+                  WHERE c.name = domain_of(last_change.account) AND c.kind = 'domain'),
+                (SELECT max(c.epoch) FROM changes c
+                  WHERE c.name = '*@' || domain_of(last_change.account)
+                    AND c.kind IN ('account', 'alias')))
+        END);
+END;
+
 -- How far each node is with the last change of an account. `waiting`: it has not read it. `busy`: it
 -- has, and older work still runs there. `seen`: applied. `lapsed` and `forgotten` nodes serve nothing.
--- The change is settled when no node is waiting or busy.
+-- The change is settled when no node is waiting or busy. A name that nothing is about is an error: no
+-- rows would read as settled.
 CREATE FUNCTION node_status(account text)
 RETURNS TABLE (node text, service text, status text, sessions bigint, deliveries bigint,
                in_doubt bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-BEGIN ATOMIC
-    SELECT n.node, n.service,
-           CASE WHEN n.forgotten THEN 'forgotten'
-                WHEN n.lease_until < clock_timestamp() THEN 'lapsed'
-                WHEN b.account IS NOT NULL THEN 'busy'
-                WHEN n.seen_epoch < last.epoch THEN 'waiting'
-                ELSE 'seen' END,
-           coalesce(b.sessions, 0), coalesce(b.deliveries, 0), coalesce(b.in_doubt, 0)
-      FROM nodes n
-      LEFT JOIN busy b
-        ON (b.node, b.service) = (n.node, n.service) AND b.account = node_status.account
-     CROSS JOIN (SELECT greatest(
-                    (SELECT a.epoch FROM accounts a WHERE a.account = node_status.account),
-                    (SELECT max(c.epoch) FROM changes c
-                      WHERE c.kind = 'account' AND c.name = node_status.account)) AS epoch) last
-     ORDER BY n.node, n.service;
-END;
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    last_epoch bigint := last_change(node_status.account);
+BEGIN
+    IF last_epoch IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'MS004',
+            MESSAGE = format('there is no account %s', node_status.account),
+            DETAIL = 'Neither it nor its domain has or had a row.';
+    END IF;
+    RETURN QUERY
+        SELECT n.node, n.service,
+               CASE WHEN n.forgotten THEN 'forgotten'
+                    WHEN n.lease_until < clock_timestamp() THEN 'lapsed'
+                    WHEN b.account IS NOT NULL THEN 'busy'
+                    WHEN n.seen_epoch < last_epoch THEN 'waiting'
+                    ELSE 'seen' END,
+               coalesce(b.sessions, 0), coalesce(b.deliveries, 0), coalesce(b.in_doubt, 0)
+          FROM nodes n
+          LEFT JOIN busy b
+            ON (b.node, b.service) = (n.node, n.service) AND b.account = node_status.account
+         ORDER BY n.node, n.service;
+END
+$$;
 
--- One row for each account. With a condition on `account`, or on `epoch` and `settled`.
+-- One row for each account. With a condition on `account`, or on `epoch` and `settled`. Settled is what
+-- is for node_status: aliases that lead to the account, or have, count as well.
 CREATE VIEW flip_status AS
 SELECT a.account, a.owner, a.state, a.epoch, a.flipped_at, s.*
   FROM accounts a
  CROSS JOIN LATERAL (
-    SELECT NOT coalesce(bool_or(n.live AND (n.seen_epoch < a.epoch OR b.account IS NOT NULL)), false)
+    SELECT greatest(a.epoch,
+                    (SELECT max(c.epoch) FROM changes c WHERE c.new_account = a.account),
+                    (SELECT max(c.epoch) FROM changes c WHERE c.old_account = a.account)) AS epoch
+ ) last
+ CROSS JOIN LATERAL (
+    SELECT NOT coalesce(bool_or(n.live AND (n.seen_epoch < last.epoch OR b.account IS NOT NULL)), false)
                AS settled,
            string_agg(n.name, ', ' ORDER BY n.name)
-               FILTER (WHERE n.live AND b.account IS NULL AND n.seen_epoch < a.epoch) AS waiting,
+               FILTER (WHERE n.live AND b.account IS NULL AND n.seen_epoch < last.epoch) AS waiting,
            string_agg(n.name, ', ' ORDER BY n.name)
                FILTER (WHERE n.live AND b.account IS NOT NULL) AS busy,
            string_agg(n.name, ', ' ORDER BY n.name)
@@ -765,7 +806,7 @@ $$;
 -- Gives an account that has no row one at its domain's default owner. Nothing changes by it.
 CREATE FUNCTION ensure_account(account text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET mailshift.via = 'ensure_account'
+    SET lock_timeout = '5s' SET mailshift.via = 'ensure_account'
 AS $$
 DECLARE
     other text;
@@ -773,13 +814,16 @@ BEGIN
     IF EXISTS (SELECT FROM accounts a WHERE a.account = ensure_account.account) THEN
         RETURN;
     END IF;
+    -- From here on nobody else changes what is read below. The INSERT itself locks the clock too late: it
+    -- reads the default owner as it was before it waited for that.
+    PERFORM FROM clock FOR UPDATE;
     SELECT s.account INTO other FROM aliases s WHERE s.alias = ensure_account.account;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'MS004',
             MESSAGE = format('%s is an alias of %s', ensure_account.account, other),
             HINT = 'Name the account itself.';
     END IF;
-    -- Two at once: the second one waits for the clock and then finds the row.
+    -- Two at once: the second one has waited for the clock, and the row is there.
     INSERT INTO accounts (account, owner)
     SELECT ensure_account.account, d.default_owner FROM domains d
      WHERE d.domain = domain_of(ensure_account.account) AND d.default_owner IS NOT NULL
@@ -1032,15 +1076,18 @@ SELECT domain_of(a.account) AS domain,
  GROUP BY 1, 2, 3
  ORDER BY 1, 2;
 
--- Every account that was flipped, and whether it can go back without loss. `unknown`: a node that may
--- have served it since then did not live to tell.
+-- Every account that was flipped, and whether it can go back without loss. `untouched` only where every
+-- node that may have served it since then has told what it did; `unknown` where one has not, or did not
+-- live to tell.
 CREATE VIEW reversible_accounts AS
 SELECT a.account, a.owner, a.former_owner, a.flipped_at,
        CASE WHEN t.account IS NOT NULL THEN 'touched'
-            WHEN EXISTS (SELECT FROM nodes n
+            WHEN NOT EXISTS (SELECT FROM nodes n WHERE n.activity_at >= a.flipped_at)
+              OR EXISTS (SELECT FROM nodes n
                           WHERE n.lease_until >= a.flipped_at
                             AND (n.forgotten OR n.lease_until < clock_timestamp()
-                                 OR n.updated_at < a.flipped_at)) THEN 'unknown'
+                                 OR n.activity_at IS NULL OR n.activity_at < a.flipped_at))
+            THEN 'unknown'
             ELSE 'untouched' END AS touched,
        coalesce(t.logins, 0) AS logins, t.first_login, t.last_login,
        coalesce(t.deliveries, 0) AS deliveries, t.first_delivery, t.last_delivery
@@ -1101,7 +1148,7 @@ REVOKE ALL ON FUNCTION
     tick(), ticked_epoch(), accounts_row(), accounts_inserted(), accounts_updated(),
     accounts_deleted(), aliases_row(), aliases_inserted(), aliases_updated(), aliases_deleted(),
     domains_row(), domains_inserted(), domains_updated(), domains_deleted(), refuse(), clock_row(),
-    node_status(text), require_owner(text), ensure_account(text),
+    last_change(text), node_status(text), require_owner(text), ensure_account(text),
     refuse_holder(text, text, boolean), hold(text, interval), renew(text, text, interval),
     release(text, text), fence(text, text), flip(text, text, text), expire_holds(),
     dispute(text, text, text), raise_clock(bigint), prune_changes(interval),

@@ -12,6 +12,7 @@ CREATE TABLE nodes (
     backends    TEXT NOT NULL DEFAULT '{}' CHECK (json_type(backends) = 'object'),
     started_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
     updated_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
+    activity_at TEXT,
     forgotten   INTEGER NOT NULL DEFAULT 0 CHECK (forgotten IN (0, 1)),
     PRIMARY KEY (node, service)
 ) STRICT, WITHOUT ROWID;

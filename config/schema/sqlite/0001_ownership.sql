@@ -133,6 +133,8 @@ CREATE TABLE changes (
     PRIMARY KEY (epoch, kind, name)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX changes_name ON changes (name, epoch);
+CREATE INDEX changes_new_account ON changes (new_account, epoch) WHERE new_account IS NOT NULL;
+CREATE INDEX changes_old_account ON changes (old_account, epoch) WHERE old_account IS NOT NULL;
 
 -- ---- Triggers: accounts ----------------------------------------------------------------------------
 

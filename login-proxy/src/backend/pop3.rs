@@ -25,7 +25,7 @@ const MAX_AUTH_LINE: usize = 255;
 ///
 /// An [`AttachError`]; the connection is closed.
 pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attached, AttachError> {
-    let Attempt { credentials, client, prompt, until } = attempt;
+    let Attempt { credentials, client, prompt, until, .. } = attempt;
     let (mut wire, capabilities) = open(endpoint, Some(client), until).await?;
     authenticate(&mut wire, credentials, prompt, &capabilities).await?;
     Ok(Attached { wire, welcome: Welcome::default(), watch: None })

@@ -262,6 +262,8 @@ pub(super) struct Login {
     pub(super) idle_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub(super) kick_grace: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) data_grace: Duration,
     pub(super) allow_plaintext: bool,
     pub(super) trusted_networks: Vec<IpNet>,
 }
@@ -285,6 +287,7 @@ impl Default for Login {
             // IDLE is renewed every 29 minutes (RFC 2177); servers may log out after 30.
             idle_timeout: Duration::from_mins(31),
             kick_grace: Duration::from_secs(2),
+            data_grace: Duration::from_secs(30),
             allow_plaintext: false,
             trusted_networks: Vec::new(),
         }

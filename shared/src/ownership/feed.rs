@@ -10,6 +10,7 @@
 //! deleted, its name taken): stop at once, then enter anew. It is read-only: no lease.
 
 mod history;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::registry::Busy;
-use super::store::{Cursor, Page, Report, Snapshot, Store, StoreError};
+use super::store::{Cursor, Grant, Page, Snapshot, Store, StoreError};
 use super::{Epoch, Ownership};
 
 /// Longest wait for an answer to one statement of a poll, then there is a new connection.
@@ -50,6 +51,11 @@ pub struct Feed {
     max_staleness: Duration,
     poll_interval: Duration,
     complaint: Complaint,
+    /// The node's row may be in the table by this process.
+    may_be_in: bool,
+    /// The lease that was last granted. A report counts only while it stands: a failed poll is followed by
+    /// another lease, so what that poll may still write later finds itself overtaken.
+    grant: Option<Grant>,
     /// What was last written to `busy` and at which epoch; `None` when that is not known.
     reported: Option<(Epoch, Vec<Busy>)>,
 }
@@ -65,13 +71,15 @@ enum Poll {
 
 impl Feed {
     /// Registers this node, loads the table and polls once: from here on the copy may be used. Tries
-    /// until that worked.
+    /// until that worked, or until `stop` is cancelled: then it takes the node's row out, if it had
+    /// written one, and returns nothing.
     pub async fn start(
         store: Store,
         ownership: Arc<Ownership>,
         max_staleness: Duration,
         poll_interval: Duration,
-    ) -> Self {
+        stop: &CancellationToken,
+    ) -> Option<Self> {
         let mut feed = Self {
             store: Arc::new(store),
             ownership,
@@ -79,20 +87,24 @@ impl Feed {
             max_staleness,
             poll_interval,
             complaint: Complaint::default(),
+            may_be_in: false,
+            grant: None,
             reported: None,
         };
-        loop {
-            match feed.begin().await {
-                Ok(()) => return feed,
-                Err(error) => feed.complaint.make("cannot load the ownership table", &error),
-            }
-            feed.store.reconnect();
-            sleep(RETRY).await;
+        let begun = stop.run_until_cancelled(Box::pin(feed.begin_at_last())).await;
+        if begun.is_some() {
+            return Some(feed);
         }
+        feed.ownership.stop_serving();
+        if feed.may_be_in {
+            feed.leave().await;
+        }
+        None
     }
 
-    /// Follows the table until `stop` is cancelled, then takes the node's row out.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Follows the table until `stop` is cancelled. From then on this node serves nothing; its row stays
+    /// until [`Self::leave`], or else until its lease ends.
+    pub async fn run(&mut self, stop: CancellationToken) {
         let (ownership, store) = (Arc::clone(&self.ownership), Arc::clone(&self.store));
         tokio::select! {
             () = stop.cancelled() => {}
@@ -101,14 +113,31 @@ impl Feed {
             () = expire_holds(&store) => {}
         }
         ownership.stop_serving();
-        match in_time(WRITE_TIMEOUT, store.leave()).await {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "cannot take this node out of the table"),
+    }
+
+    /// Takes the node's row out: no fence waits for it from here on, so all its work must have ended.
+    pub async fn leave(&self) {
+        if let Err(error) = in_time(WRITE_TIMEOUT, self.store.leave()).await {
+            tracing::warn!(%error, "cannot take this node out of the table; fences wait until its lease ends");
+        }
+    }
+
+    async fn begin_at_last(&mut self) {
+        while let Err(error) = self.begin().await {
+            self.complaint.make("cannot load the ownership table", &error);
+            self.store.reconnect();
+            sleep(RETRY).await;
         }
     }
 
     async fn begin(&mut self) -> Result<(), StoreError> {
-        in_time(WRITE_TIMEOUT, self.store.enter()).await?;
+        // Whatever becomes of it from here on, also when nobody waits for the answer.
+        let was_in = std::mem::replace(&mut self.may_be_in, true);
+        let entered = in_time(WRITE_TIMEOUT, self.store.enter()).await;
+        if matches!(&entered, Err(error) if !matches!(error, StoreError::Timeout)) {
+            self.may_be_in = was_in;
+        }
+        entered?;
         let snapshot = in_time(LOAD_TIMEOUT, self.store.load()).await?;
         self.install(snapshot);
         self.poll(Poll::Interval).await
@@ -164,18 +193,20 @@ impl Feed {
         self.lapse();
         let request = ownership.lease().request();
         // Without a lease the changes are still read: a flip is seen as long as there is anything to see.
-        let (grant, not_granted) = match poll {
-            Poll::Interval => {
-                let length = self.max_staleness.saturating_add(LEASE_MARGIN);
-                match in_time(POLL_TIMEOUT, self.store.renew_lease(length)).await {
-                    Ok(grant) => (Some(grant), None),
-                    Err(error) => (None, Some(error)),
-                }
-            }
-            Poll::Notified => (None, None),
+        let (granted, not_granted) = match poll {
+            Poll::Interval => match self.renew_lease().await {
+                Ok(()) => (true, None),
+                // Nobody waits for this node any more: there is nothing it may finish first.
+                Err(
+                    evicted @ (StoreError::Gone | StoreError::Forgotten | StoreError::NameTaken),
+                ) => return Err(evicted),
+                Err(error) => (false, Some(error)),
+            },
+            Poll::Notified => (false, None),
         };
         loop {
-            let page = self.store.changes_after(&self.cursor, grant.as_ref());
+            let grant = self.grant.as_ref().filter(|_| granted);
+            let page = self.store.changes_after(&self.cursor, grant);
             let Page { changes, cursor, more } = in_time(POLL_TIMEOUT, page).await?;
             ownership.apply(&changes);
             self.cursor = cursor;
@@ -183,7 +214,7 @@ impl Feed {
                 break;
             }
         }
-        if grant.is_some() {
+        if granted {
             self.lapse();
             ownership.lease().grant(&request, self.max_staleness);
         }
@@ -193,21 +224,13 @@ impl Feed {
         }
     }
 
-    /// Says in the table how far this node has applied the changes and what still runs against them.
-    async fn report(&mut self) -> Result<(), StoreError> {
-        let mut busy = self.ownership.registry().busy();
-        for b in &mut busy {
-            // The end of a lease marks work without a change.
-            b.epoch = b.epoch.min(self.cursor.epoch);
+    async fn renew_lease(&mut self) -> Result<(), StoreError> {
+        let length = self.max_staleness.saturating_add(LEASE_MARGIN);
+        let renewed = in_time(POLL_TIMEOUT, self.store.renew_lease(length)).await;
+        if matches!(renewed, Err(StoreError::Timeout)) {
+            self.store.reconnect();
         }
-        let state = (self.cursor.epoch, busy);
-        if self.reported.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        let before = self.reported.take();
-        let report = report_of(before.as_ref().map(|(_, busy)| &**busy), &state.1);
-        in_time(WRITE_TIMEOUT, self.store.report(&self.cursor, &report)).await?;
-        self.reported = Some(state);
+        self.grant = Some(renewed?);
         Ok(())
     }
 
@@ -237,6 +260,7 @@ impl Feed {
             StoreError::Database(_)
             | StoreError::ReadOnly
             | StoreError::LeaseLost
+            | StoreError::Overtaken
             | StoreError::Unreadable { .. }
             | StoreError::Schema(_) => {
                 self.complaint.make("cannot read the ownership table", &error);
@@ -270,26 +294,6 @@ impl Feed {
 
     fn lapse(&self) {
         say_lapse(self.ownership.lapse());
-    }
-}
-
-/// What has changed between two reports; both are in the order of their accounts.
-fn report_of<'a>(before: Option<&'a [Busy]>, now: &'a [Busy]) -> Report<'a> {
-    let Some(before) = before else {
-        return Report { afresh: true, changed: now.iter().collect(), drained: Vec::new() };
-    };
-    let find = |list: &'a [Busy], account: &str| {
-        let found = list.binary_search_by(|b| (*b.account).cmp(account)).ok()?;
-        list.get(found)
-    };
-    Report {
-        afresh: false,
-        changed: now.iter().filter(|b| find(before, &b.account) != Some(b)).collect(),
-        drained: before
-            .iter()
-            .map(|b| &*b.account)
-            .filter(|account| find(now, account).is_none())
-            .collect(),
     }
 }
 

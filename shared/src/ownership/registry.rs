@@ -4,7 +4,7 @@
 //! work ends itself (a session closes both legs, a delivery is recorded or in doubt); until its
 //! registration is dropped it counts as draining, which is what a fence waits for (P5).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,14 +27,17 @@ pub enum Work {
     Delivery,
 }
 
-/// Some names with what runs under each.
-type Shard = HashMap<Box<str>, Vec<Arc<Entry>>>;
+/// Some names with what runs under each, by number: all accounts of a domain that have no row share a
+/// name, so whoever leaves must not have to look for its entry.
+type Shard = HashMap<Box<str>, HashMap<u64, Arc<Entry>>>;
 
 /// What runs under each name.
 #[derive(Debug)]
 pub struct Registry {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
+    /// The number of the next entry.
+    next: AtomicU64,
     draining: Mutex<HashMap<Box<str>, Draining>>,
     /// Told when something has drained.
     drained: Notify,
@@ -42,6 +45,7 @@ pub struct Registry {
 
 #[derive(Debug)]
 struct Entry {
+    number: u64,
     work: Work,
     /// Version of the copy that was read; 0 while nothing was read yet.
     read: AtomicU64,
@@ -86,6 +90,7 @@ impl Default for Registry {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
+            next: AtomicU64::new(0),
             draining: Mutex::default(),
             drained: Notify::new(),
         }
@@ -96,6 +101,7 @@ impl Registry {
     /// Registers work under every name of `trail`. What was read is told by [`Registration::read`].
     pub(super) fn enter(registry: &Arc<Self>, trail: Trail, work: Work) -> Registration {
         let entry = Arc::new(Entry {
+            number: registry.next.fetch_add(1, Ordering::Relaxed),
             work,
             read: AtomicU64::new(0),
             outdated: AtomicBool::new(false),
@@ -105,7 +111,8 @@ impl Registry {
         });
         let names = trail.into_boxed_slice();
         for name in &names {
-            registry.shard(name).entry(name.clone()).or_default().push(Arc::clone(&entry));
+            let mut shard = registry.shard(name);
+            shard.entry(name.clone()).or_default().insert(entry.number, Arc::clone(&entry));
         }
         Registration { registry: Arc::clone(registry), entry, names }
     }
@@ -114,7 +121,7 @@ impl Registry {
     /// have the change already; `epoch` is its number in the table.
     pub(super) fn mark(&self, name: &str, epoch: Epoch, version: Version) {
         let shard = self.shard(name);
-        for entry in shard.get(name).into_iter().flatten() {
+        for entry in shard.get(name).into_iter().flat_map(HashMap::values) {
             if entry.read.load(Ordering::Acquire) < version {
                 self.drain(entry, name, epoch);
             }
@@ -126,7 +133,7 @@ impl Registry {
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for (name, entries) in shard.iter() {
-                for entry in entries {
+                for entry in entries.values() {
                     self.drain(entry, name, Epoch::MAX);
                 }
             }
@@ -156,12 +163,12 @@ impl Registry {
 
     /// Sessions and deliveries registered now.
     pub fn counts(&self) -> (usize, usize) {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let (mut sessions, mut deliveries) = (0, 0);
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for entry in shard.values().flatten() {
-                if seen.insert(Arc::as_ptr(entry)) {
+            for entry in shard.values().flat_map(HashMap::values) {
+                if seen.insert(entry.number) {
                     match entry.work {
                         Work::Session => sessions += 1,
                         Work::Delivery => deliveries += 1,
@@ -195,11 +202,11 @@ impl Registry {
         entry.token.cancel();
     }
 
-    fn leave(&self, entry: &Arc<Entry>, names: &[Box<str>]) {
+    fn leave(&self, entry: &Entry, names: &[Box<str>]) {
         for name in names {
             let mut shard = self.shard(name);
             if let Some(entries) = shard.get_mut(name) {
-                entries.retain(|other| !Arc::ptr_eq(other, entry));
+                entries.remove(&entry.number);
                 if entries.is_empty() {
                     shard.remove(name);
                 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::Path;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{PgConnection, PgPool, SqlitePool};
 
 use super::store::{StoreError, make_file};
 
@@ -75,7 +75,17 @@ impl Apply {
 ///
 /// A [`SchemaError`], or the database's failure.
 pub async fn prepare_postgres(pool: &PgPool, apply: Apply) -> Result<(), StoreError> {
-    if judge(version_postgres(pool).await?, &POSTGRES, apply)? {
+    let found = version_postgres(&mut *pool.acquire().await?).await?;
+    migrate_postgres(pool, found, apply).await
+}
+
+/// The same where the version in the database is known.
+pub(super) async fn migrate_postgres(
+    pool: &PgPool,
+    found: i64,
+    apply: Apply,
+) -> Result<(), StoreError> {
+    if judge(found, &POSTGRES, apply)? {
         POSTGRES.run(pool).await.map_err(fault)?;
     }
     Ok(())
@@ -116,14 +126,15 @@ pub async fn prepare_sqlite(
 /// # Errors
 ///
 /// The database's failure.
-pub async fn version_postgres(pool: &PgPool) -> Result<i64, sqlx::Error> {
+pub async fn version_postgres(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     let there: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-        .fetch_one(pool)
+        .persistent(false)
+        .fetch_one(&mut *connection)
         .await?;
     if !there {
         return Ok(0);
     }
-    sqlx::query_scalar(NEWEST).fetch_one(pool).await
+    sqlx::query_scalar(NEWEST).persistent(false).fetch_one(connection).await
 }
 
 /// Newest migration in an SQLite file; 0 when there is none.

@@ -89,6 +89,9 @@ pub enum StoreError {
     /// The database does not know the lease that it has just granted: it went back in time between.
     #[error("the database does not know the lease it has just granted (a failover?)")]
     LeaseLost,
+    /// Another lease of this node's was granted meanwhile, one that was given up. The next poll asks anew.
+    #[error("a lease that this node has given up was granted after all")]
+    Overtaken,
     /// This node's row was deleted.
     #[error("this node's row in the table `nodes` is gone")]
     Gone,
@@ -215,14 +218,16 @@ impl Store {
         }
     }
 
-    /// Writes how far this node is and what still runs, where `cursor`'s change still is.
+    /// Writes how far this node is and what still runs, where `cursor`'s change still is and `grant` is the
+    /// node's newest lease.
     pub(super) async fn report(
         &self,
         cursor: &Cursor,
+        grant: &Grant,
         report: &Report<'_>,
     ) -> Result<(), StoreError> {
         match self {
-            Self::Postgres(store) => store.report(cursor, report).await,
+            Self::Postgres(store) => store.report(cursor, grant, report).await,
             Self::Sqlite(store) => store.report(cursor, report).await,
         }
     }

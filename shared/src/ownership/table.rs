@@ -21,7 +21,7 @@ use sqlx::sqlite::{
 pub use accounts::{AccountLine, AuditLine, Filter, Shown};
 pub(super) use flip::sign_sqlite;
 pub use flip::{Flipped, Settling};
-pub use import::{ImportRow, Imported, Problem, read_csv};
+pub use import::{ImportRow, Imported, Moves, Problem, read_csv};
 
 use super::schema::{self, Apply, SchemaError};
 use super::store::{self, StoreError};
@@ -139,6 +139,13 @@ pub enum TableError {
         .0.len(), .0.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ")
     )]
     Conflicts(Vec<String>),
+    /// An import that would flip accounts that have no row.
+    #[error(
+        "{} accounts have no row and live at their domain's default owner; this would move them (--flip, if \
+         that is meant):\n  {}",
+        .0.len(), .0.iter().take(20).cloned().collect::<Vec<_>>().join("\n  ")
+    )]
+    WouldMove(Vec<String>),
 }
 
 impl Table {
@@ -216,7 +223,8 @@ impl Table {
         };
         Ok(match self {
             Self::Postgres(pool) => {
-                vec![ownership(schema::version_postgres(pool).await?, &schema::POSTGRES)]
+                let found = schema::version_postgres(&mut *pool.acquire().await?).await?;
+                vec![ownership(found, &schema::POSTGRES)]
             }
             Self::Sqlite { pool, file } => {
                 let nodes = nodes_pool(file, true);
@@ -347,6 +355,7 @@ impl From<StoreError> for TableError {
             other @ (StoreError::Timeout
             | StoreError::ReadOnly
             | StoreError::LeaseLost
+            | StoreError::Overtaken
             | StoreError::Gone
             | StoreError::Forgotten
             | StoreError::NameTaken

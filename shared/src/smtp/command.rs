@@ -93,6 +93,15 @@ pub fn parse(line: &[u8]) -> Result<Command, Reply> {
     }
 }
 
+/// The first word of a line, if it is one of HTTP's: a browser that was made to talk to this port would go
+/// on with headers full of commands.
+pub fn foreign_word(line: &[u8]) -> Option<&'static str> {
+    let verb = line.split(|octet| *octet == b' ').next().unwrap_or_default();
+    ["GET", "POST", "PUT", "HEAD", "CONNECT", "OPTIONS", "PRI", "Host:"]
+        .into_iter()
+        .find(|foreign| verb.eq_ignore_ascii_case(foreign.as_bytes()))
+}
+
 /// The client's name, whatever it says of itself (RFC 5321 §4.1.4: it is not checked), as long as it can
 /// stand in a Received header.
 fn helo(argument: &str) -> Result<Box<str>, Reply> {
@@ -284,6 +293,18 @@ mod tests {
         }
         for line in [&b"DA\rTA"[..], b"RCPT TO:<ann@example.org>\0", b"EHLO a\x1b[2J", b"QUIT\r"] {
             assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn words_of_another_protocol_are_known() {
+        for (line, expected) in [
+            ("POST / HTTP/1.1", Some("POST")),
+            ("host: mail.example.org", Some("Host:")),
+            ("PUTS", None),
+            ("", None),
+        ] {
+            assert_eq!(foreign_word(line.as_bytes()), expected, "{line:?}");
         }
     }
 

@@ -26,6 +26,8 @@ use super::{Wire, WireError, later};
 const QUIET: Duration = Duration::from_millis(100);
 /// How long a silent client may stay once its backend has closed: nobody will answer it any more.
 const AFTER_BACKEND: Duration = Duration::from_secs(5);
+/// How often a kicked session that waits for an answer asks whether it still may.
+const HURRY_EVERY: Duration = Duration::from_secs(1);
 /// Reads of one direction in one poll, so that a busy session does not starve its thread's others.
 const ROUNDS: usize = 16;
 
@@ -47,10 +49,27 @@ pub struct JoinRules {
     pub kick: CancellationToken,
     /// Longest wait for a quiet moment.
     pub kick_grace: Duration,
+    /// For protocols in which every word of the client's is answered, and a message that is cut off before
+    /// its answer would come twice: no moment is quiet while the backend owes an answer.
+    pub answer: Option<Box<AnswerGrace>>,
     /// Cancelled when the process ends: the session ends at once.
     pub end: CancellationToken,
     /// Looks for what must not pass; for most protocols and backends nobody needs to.
     pub watch: Option<Box<dyn Watch>>,
+}
+
+/// How long a kicked session may go on while its backend owes an answer.
+pub struct AnswerGrace {
+    /// In all.
+    pub longest: Duration,
+    /// True when there is no time for that any more: [`JoinRules::kick_grace`] counts then.
+    pub hurry: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for AnswerGrace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnswerGrace").field("longest", &self.longest).finish_non_exhaustive()
+    }
 }
 
 /// How a joined session went.
@@ -120,6 +139,8 @@ struct Session {
     backend: Wire,
     inward: Flow,
     outward: Flow,
+    /// The client has spoken last.
+    owed: bool,
     /// Who closed first.
     first: Option<Leg>,
     /// What failed first.
@@ -162,7 +183,8 @@ impl Session {
         }
         let inward = Flow::begin(&mut client, &mut backend);
         let outward = Flow::begin(&mut backend, &mut client);
-        Self { client, backend, inward, outward, first: None, fault: None, watch, forbidden }
+        let owed = inward.octets > 0;
+        Self { client, backend, inward, outward, owed, first: None, fault: None, watch, forbidden }
     }
 
     async fn run(&mut self, rules: &JoinRules) -> Ended {
@@ -176,7 +198,13 @@ impl Session {
         let mut end = pin!(rules.end.cancelled());
         poll_fn(|cx| {
             let before = self.activity();
+            let heard = (self.inward.octets, self.outward.octets);
             let over = self.poll_flows(cx).is_ready();
+            if self.outward.octets != heard.1 {
+                self.owed = false;
+            } else if self.inward.octets != heard.0 {
+                self.owed = true;
+            }
             let now = if self.activity() == before { None } else { Some(Instant::now()) };
             last = now.unwrap_or(last);
             if over {
@@ -213,10 +241,19 @@ impl Session {
             Some(Leg::Backend) => rules.idle.min(AFTER_BACKEND),
             Some(Leg::Client) | None => rules.idle,
         };
-        match kicked {
-            None => later(last, idle),
-            Some(at) if self.something_waits() => later(at, rules.kick_grace),
-            Some(at) => later(at, rules.kick_grace).min(later(last, QUIET)),
+        let Some(at) = kicked else { return later(last, idle) };
+        let grace = later(at, rules.kick_grace);
+        match rules.answer.as_ref().filter(|_| self.owed) {
+            Some(answer) => {
+                let now = Instant::now();
+                if now < grace || (answer.hurry)() {
+                    grace
+                } else {
+                    later(at, answer.longest).min(later(now, HURRY_EVERY))
+                }
+            }
+            None if self.something_waits() => grace,
+            None => grace.min(later(last, QUIET)),
         }
     }
 

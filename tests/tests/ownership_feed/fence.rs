@@ -117,6 +117,44 @@ async fn a_clean_stop_takes_the_row_out(table: Table) {
     assert_eq!(stays.owner("ann@example.org"), "old");
 }
 
+/// Work that did not end may still send something, so no fence may pass before the lease has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_stays_in_the_table_until_its_work_has_ended() {
+    let table = Table::create(Engine::Postgres).unwrap();
+    fill(&table);
+    let node = Node::start(&table, "a").await;
+    let session = node.enter("ann@example.org", Work::Session);
+    let feed = node.stop_following().await;
+    assert!(session.is_outdated());
+    table.flip("ann@example.org", "new").unwrap();
+    let settled = table.flip_status("ann@example.org", "settled, waiting").unwrap();
+    assert_eq!(settled, "f|a/login-proxy");
+    drop(session);
+    feed.leave().await;
+    table.settled("ann@example.org").await.unwrap();
+    assert_eq!(run(&table, "SELECT count(*) FROM nodes;"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_stopped_while_it_loads_takes_its_row_out() {
+    let table = Table::create(Engine::Postgres).unwrap();
+    fill(&table);
+    let pool = sqlx::PgPool::connect(&table.url()).await.unwrap();
+    let mut blocker = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *blocker)
+        .await
+        .unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (settings, stopped) = (Settings::new(&table, "a"), stop.clone());
+    let start = tokio::spawn(async move { settings.start_unless(&stopped).await.is_none() });
+    comes_to(&table, "SELECT count(*) FROM nodes;", "1").await;
+    stop.cancel();
+    assert!(start.await.unwrap(), "it does not serve");
+    assert_eq!(run(&table, "SELECT count(*) FROM nodes;"), "0");
+    blocker.rollback().await.unwrap();
+}
+
 /// Otherwise changes that the load has not seen could be pruned before the first poll asks for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_row_is_written_before_the_load_and_counts_as_lapsed_until_the_first_poll() {

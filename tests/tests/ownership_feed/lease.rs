@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shared::ownership::{Name, Refusal, Work};
+use sqlx::PgPool;
+use tests::patience::until;
 use tests::place::Place;
 use tests::table::{Engine, Table};
 use tokio::io::copy_bidirectional;
@@ -94,6 +96,44 @@ async fn a_lease_that_the_database_does_not_have_does_not_count() {
     node.serves("ann@example.org", "old").await;
 }
 
+/// What is there to read is read, whatever else fails: a flip must not wait for the end of a lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flip_is_seen_while_no_lease_can_be_had() {
+    let table = Table::create(Engine::Postgres).unwrap();
+    fill(&table);
+    let node = Settings::new(&table, "a").start().await;
+    let session = node.enter("ann@example.org", Work::Session);
+    let pool = PgPool::connect(&table.url()).await.unwrap();
+    let mut blocker = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE nodes IN EXCLUSIVE MODE").execute(&mut *blocker).await.unwrap();
+    table.flip("ann@example.org", "new").unwrap();
+    outdated(&session).await;
+    node.serves("ann@example.org", "new").await;
+    drop(session);
+    blocker.rollback().await.unwrap();
+    table.settled("ann@example.org").await.unwrap();
+}
+
+/// Nobody waits for a node without its row, so it must not first finish what it was about to read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_node_stops_even_if_nothing_can_be_read() {
+    let table = Table::create(Engine::Postgres).unwrap();
+    fill(&table);
+    let node = Settings::new(&table, "a").start().await;
+    let session = node.enter("ann@example.org", Work::Session);
+    let pool = PgPool::connect(&table.url()).await.unwrap();
+    let mut blocker = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE changes IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *blocker)
+        .await
+        .unwrap();
+    run(&table, "UPDATE nodes SET forgotten = true WHERE node = 'a';");
+    outdated(&session).await;
+    node.is_stale("ann@example.org").await;
+    blocker.rollback().await.unwrap();
+    node.serves("ann@example.org", "old").await;
+}
+
 /// A host that vanished: its connections never say anything again. TCP gives up after a quarter of an
 /// hour, which is longer than the lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,8 +147,18 @@ async fn connections_that_never_answer_are_left() {
         way.place.path().display()
     );
     let node = Settings { url, ..Settings::new(&table, "a") }.start().await;
-    for to in ["new", "old"] {
+    let pool = PgPool::connect(&table.url()).await.unwrap();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock' AND query LIKE '%UPDATE nodes%';";
+    // More often than a pool has connections, each time in the middle of a statement.
+    for to in ["new", "old", "new", "old"] {
+        let mut blocker = pool.begin().await.unwrap();
+        sqlx::query("SELECT * FROM nodes FOR UPDATE").execute(&mut *blocker).await.unwrap();
+        until("the node to renew its lease", || (run(&table, waits) != "0").then_some(()))
+            .await
+            .unwrap();
         way.freeze();
+        blocker.rollback().await.unwrap();
         table.flip("ann@example.org", to).unwrap();
         node.serves("ann@example.org", to).await;
     }

@@ -7,6 +7,8 @@ mod history;
 mod lease;
 mod names;
 mod node;
+mod pooler;
+mod report;
 mod sqlite;
 
 /// Runs each test on Postgres and on SQLite.

@@ -32,7 +32,7 @@ pub struct Settings {
 pub struct Node {
     pub ownership: Arc<Ownership>,
     pub stop: CancellationToken,
-    feed: JoinHandle<()>,
+    feed: JoinHandle<Feed>,
 }
 
 impl Settings {
@@ -54,6 +54,11 @@ impl Settings {
 
     /// Starts it and waits as long as it takes.
     pub async fn start_when_it_may(self) -> Node {
+        self.start_unless(&CancellationToken::new()).await.expect("nobody stops it")
+    }
+
+    /// Starts it, unless it is stopped before it serves.
+    pub async fn start_unless(self, stopped: &CancellationToken) -> Option<Node> {
         let config = OwnershipConfig {
             url: self.url,
             listen_url: self.listen_url,
@@ -70,10 +75,14 @@ impl Settings {
         let ownership = Ownership::new(backends());
         let store = Store::open(&config, node).await.unwrap();
         let (view, staleness) = (Arc::clone(&ownership), config.max_staleness);
-        let feed = Feed::start(store, view, staleness, config.poll_interval).await;
+        let mut feed = Feed::start(store, view, staleness, config.poll_interval, stopped).await?;
         let stop = CancellationToken::new();
-        let feed = tokio::spawn(feed.run(stop.clone()));
-        Node { ownership, stop, feed }
+        let end = stop.clone();
+        let feed = tokio::spawn(async move {
+            Box::pin(feed.run(end)).await;
+            feed
+        });
+        Some(Node { ownership, stop, feed })
     }
 }
 
@@ -83,9 +92,14 @@ impl Node {
     }
 
     /// Stops it cleanly and waits for that.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
+        self.stop_following().await.leave().await;
+    }
+
+    /// Stops it as it is stopped while tasks are left.
+    pub async fn stop_following(mut self) -> Feed {
         self.stop.cancel();
-        (&mut self.feed).await.unwrap();
+        (&mut self.feed).await.unwrap()
     }
 
     pub fn look_up(&self, name: &str) -> Result<Owner, Refusal> {

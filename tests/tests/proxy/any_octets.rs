@@ -123,6 +123,38 @@ fn words(protocol: LoginProtocol) -> &'static [&'static str] {
             ".",
             "\u{ff}",
         ],
+        LoginProtocol::Submission => &[
+            "EHLO c\r\n",
+            "HELO ",
+            "EHLO ",
+            "AUTH ",
+            "AUTH PLAIN ",
+            "AUTH PLAIN\r\n",
+            "AUTH LOGIN\r\n",
+            "AUTH XOAUTH2 dXNlcj1hAWF1dGg9QmVhcmVyIHQBAQ==\r\n",
+            "AUTH SCRAM-SHA-1\r\n",
+            "STARTTLS\r\n",
+            "MAIL FROM:<>\r\n",
+            "BDAT 7\r\n",
+            "BDAT 99999999\r\n",
+            "BDAT ",
+            "DATA\r\n",
+            "RSET\r\n",
+            "NOOP\r\n",
+            "QUIT\r\n",
+            "POST /\r\n",
+            "\x16",
+            "\r\n",
+            "\n",
+            "\r",
+            "\0",
+            "=",
+            "*\r\n",
+            " ",
+            "AGFubgBzZWNyZXQ=",
+            "YW5u\r\n",
+            "\u{ff}",
+        ],
         other => panic!("nobody knows what clients of {other} say"),
     }
 }
@@ -168,4 +200,9 @@ fn imap_answers_do_not_depend_on_the_pieces() {
 #[test]
 fn pop3_answers_do_not_depend_on_the_pieces() {
     answers_do_not_depend_on_the_pieces(LoginProtocol::Pop3);
+}
+
+#[test]
+fn submission_answers_do_not_depend_on_the_pieces() {
+    answers_do_not_depend_on_the_pieces(LoginProtocol::Submission);
 }

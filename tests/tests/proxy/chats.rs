@@ -1,4 +1,4 @@
-//! `tests/chats/{imap,pop3}`: conversations before login, played against the bare front, cut at every octet,
+//! `tests/chats/{imap,…}`: conversations before login, played against the bare front, cut at every octet,
 //! and over sockets against a node with its backend.
 
 use std::sync::Arc;
@@ -22,7 +22,8 @@ use tokio_rustls::TlsConnector;
 const HOST: &str = "localhost";
 
 /// Protocols that have conversations.
-const PROTOCOLS: [LoginProtocol; 2] = [LoginProtocol::Imap, LoginProtocol::Pop3];
+const PROTOCOLS: [LoginProtocol; 3] =
+    [LoginProtocol::Imap, LoginProtocol::Pop3, LoginProtocol::Submission];
 
 fn scripts(protocol: LoginProtocol) -> Result<Vec<Script>> {
     Script::all(format!("{}/chats/{protocol}", env!("CARGO_MANIFEST_DIR")))

@@ -17,6 +17,7 @@ mod pipelining;
 mod pop3;
 mod routing;
 mod secrets;
+mod submission;
 mod tls;
 
 use anyhow::Result;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sqlx::postgres::PgListener;
 use sqlx::{Connection, Executor, PgConnection};
 
-use super::{epoch, fence, hold, node, number, parts, refused, run, table};
+use super::{epoch, fence, hold, node, number, parts, refused, run, table, text, until_waiting};
 
 #[tokio::test]
 async fn each_statement_that_changes_something_notifies_once() {
@@ -175,6 +175,33 @@ async fn a_bulk_update_is_one_epoch_and_single_updates_go_on_beside_it() {
         0,
         "each row and its last change agree"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_gets_its_row_where_its_domain_says_when_that_changes_beside_it() {
+    let (_database, pool) = table().await;
+    let mut operator = pool.begin().await.unwrap();
+    operator
+        .execute("UPDATE domains SET default_owner = 'new' WHERE domain = 'example.org'")
+        .await
+        .unwrap();
+    let other = pool.clone();
+    let held = tokio::spawn(async move { hold(&other, "zoe@example.org").await });
+    until_waiting(&pool, 1).await;
+    operator.commit().await.unwrap();
+    held.await.unwrap();
+    let owner = "SELECT owner FROM accounts WHERE account = 'zoe@example.org'";
+    assert_eq!(text(&pool, owner).await, "new");
+    // The domain is gone by the time the row is to be made.
+    let mut operator = pool.begin().await.unwrap();
+    operator.execute("DELETE FROM domains WHERE domain = 'example.org'").await.unwrap();
+    let other = pool.clone();
+    let held = tokio::spawn(async move {
+        refused(&other, "SELECT hold('joy@example.org', interval '1 minute')").await
+    });
+    until_waiting(&pool, 1).await;
+    operator.commit().await.unwrap();
+    assert_eq!(held.await.unwrap().0, "MS004");
 }
 
 #[tokio::test]

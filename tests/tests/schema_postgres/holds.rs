@@ -74,6 +74,59 @@ async fn a_hold_is_fenced_by_every_live_node_before_it_flips() {
 }
 
 #[tokio::test]
+async fn an_account_without_a_row_has_settled_when_its_domain_has() {
+    let (_database, pool) = table().await;
+    let status = |name: &str| format!("SELECT status FROM node_status('{name}')");
+    node(&pool, "a", epoch(&pool).await).await;
+    let zoe = "zoe@example.org";
+    assert_eq!(text(&pool, &status(zoe)).await, "seen");
+    for change in [
+        "UPDATE domains SET default_owner = 'new' WHERE domain = 'example.org'",
+        "INSERT INTO accounts (account, owner) VALUES ('*@example.org', 'old')",
+        "DELETE FROM domains WHERE domain = 'example.org'",
+    ] {
+        run(&pool, change).await;
+        assert_eq!(text(&pool, &status(zoe)).await, "waiting", "{change}");
+        node(&pool, "a", epoch(&pool).await).await;
+        assert_eq!(text(&pool, &status(zoe)).await, "seen", "{change}");
+    }
+    run(&pool, "INSERT INTO domains (domain, default_owner) VALUES ('example.org', 'old')").await;
+    assert_eq!(text(&pool, &status("ann@example.org")).await, "seen", "its own row decides");
+    for nobody in ["zoe@elsewhere.example", "zoe"] {
+        assert_eq!(refused(&pool, &status(nobody)).await.0, "MS004", "{nobody}");
+    }
+}
+
+#[tokio::test]
+async fn an_alias_counts_for_the_account_it_leads_to_and_for_the_one_it_has_left() {
+    let (_database, pool) = table().await;
+    let states = |account: &str| {
+        format!(
+            "SELECT concat_ws(' ', n.status, f.settled, f.waiting) FROM node_status('{account}') n, \
+             flip_status f WHERE f.account = '{account}'"
+        )
+    };
+    let both = ["ann@example.org", "bob@example.org"];
+    node(&pool, "a", epoch(&pool).await).await;
+    for (change, concerns) in [
+        ("INSERT INTO aliases (alias, account) VALUES ('lee', 'ann@example.org')", &both[..1]),
+        ("UPDATE aliases SET account = 'bob@example.org'", &both[..]),
+        ("DELETE FROM aliases", &both[1..]),
+    ] {
+        run(&pool, change).await;
+        for account in both {
+            let wanted =
+                if concerns.contains(&account) { "waiting f a/mx-gateway" } else { "seen t" };
+            assert_eq!(text(&pool, &states(account)).await, wanted, "{change}: {account}");
+        }
+        node(&pool, "a", epoch(&pool).await).await;
+        for account in both {
+            assert_eq!(text(&pool, &states(account)).await, "seen t", "{change}: {account}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_the_holder_renews_fences_releases_and_flips() {
     let (_database, pool) = table().await;
     let calls = |account: &str, token: &str| {

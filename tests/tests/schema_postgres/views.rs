@@ -59,6 +59,10 @@ async fn the_table_says_of_each_flip_whether_it_can_go_back() {
     .await;
     run(&pool, "UPDATE accounts SET owner = 'new' WHERE account = 'ann@example.org'").await;
     node(&pool, "a", epoch(&pool).await).await;
+    assert_eq!(text(&pool, touched).await, "new old unknown 0 0", "nobody has said what was done");
+    run(&pool, "UPDATE nodes SET activity_at = clock_timestamp() - interval '1 h'").await;
+    assert_eq!(text(&pool, touched).await, "new old unknown 0 0", "only what was done before");
+    run(&pool, "UPDATE nodes SET activity_at = clock_timestamp()").await;
     assert_eq!(text(&pool, touched).await, "new old untouched 0 0");
     run(
         &pool,

@@ -61,6 +61,7 @@ impl Parser<'_, '_> {
             attach_timeout: login.attach_timeout,
             idle_timeout: login.idle_timeout,
             kick_grace: login.kick_grace,
+            data_grace: login.data_grace,
             allow_plaintext: login.allow_plaintext,
             trusted_networks: login.trusted_networks,
         }

@@ -1,71 +1,61 @@
 //! The ownership table in Postgres.
 
 mod listener;
+mod report;
+mod session;
 
 use std::collections::HashSet;
-use std::str::FromStr;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Postgres, Transaction};
 
 use super::rows::{
     self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, number, signed,
 };
-use super::{Cursor, Disputed, Grant, Node, Page, Report, Snapshot, StoreError};
+use super::{Cursor, Disputed, Grant, Node, Page, Snapshot, StoreError};
 pub(super) use listener::Listener;
+use session::{Connections, connect};
 
 use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
 use crate::ownership::map::{Claim, Tables};
-use crate::ownership::registry::Busy;
 use crate::ownership::schema::{self, Apply};
 
-/// Longest wait for a connection, and for a statement that waits for a lock.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Accounts whose disputes are looked at together.
 const DISPUTES_AT_ONCE: usize = 1_000;
 
 /// The ownership table in Postgres.
-#[derive(Debug)]
 pub struct PostgresStore {
-    /// Replaced when its connections do not answer.
-    pool: Arc<Mutex<PgPool>>,
-    options: PgConnectOptions,
-    listen: PgConnectOptions,
+    connections: Arc<Connections>,
     node: Node,
     listening: Arc<AtomicBool>,
 }
 
 impl PostgresStore {
     pub(super) async fn open(config: &OwnershipConfig, node: Node) -> Result<Self, StoreError> {
-        let options = connect_options(&config.url)?;
-        let listen = match &config.listen_url {
-            Some(url) => connect_options(url)?,
-            None => options.clone(),
-        };
-        let pool = Arc::new(Mutex::new(connect(&options)));
-        let listening = Arc::new(AtomicBool::new(false));
-        let store = Self { pool, options, listen, node, listening };
+        let connections = Arc::new(Connections::new(config)?);
+        let mut session = connections.session().await?;
+        let version = schema::version_postgres(session.connection()).await?;
+        session.end().await?;
+        // Migrations need a session of their own.
+        let direct = connect(&connections.direct());
         let apply = Apply::by_service(config.apply_schema);
-        schema::prepare_postgres(&store.pool(), apply).await?;
-        Ok(store)
+        schema::migrate_postgres(&direct, version, apply).await?;
+        direct.close().await;
+        Ok(Self { connections, node, listening: Arc::default() })
     }
 
-    fn pool(&self) -> PgPool {
-        current(&self.pool)
-    }
-
-    /// Connections of the old pool may hang until TCP gives up, a quarter of an hour: it is left alone.
+    /// New connections, where the old ones do not answer.
     pub(super) fn reconnect(&self) {
-        *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = connect(&self.options);
+        self.connections.reconnect();
     }
 
     pub(super) async fn enter(&self) -> Result<(), StoreError> {
+        let mut session = self.connections.session().await?;
         let entered = sqlx::query(
             "INSERT INTO nodes (node, service, incarnation, version, backends, lease_until, seen_epoch) \
              VALUES ($1, $2, $3, $4, $5::jsonb, clock_timestamp(), 0) \
@@ -80,68 +70,76 @@ impl PostgresStore {
         .bind(&*self.node.incarnation)
         .bind(env!("CARGO_PKG_VERSION"))
         .bind(&self.node.backends)
-        .execute(&self.pool())
+        .persistent(self.connections.keep_statements())
+        .execute(session.connection())
         .await
         .map_err(read_only)?;
+        session.end().await?;
         if entered.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NameTaken) }
     }
 
     /// Why this node's row was not there to be written to; `None` when it is.
     async fn evicted(&self) -> Result<Option<StoreError>, StoreError> {
+        let mut session = self.connections.session().await?;
         let row = sqlx::query_as(
             "SELECT incarnation = $3, forgotten FROM nodes WHERE node = $1 AND service = $2",
         )
         .bind(&*self.node.name)
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
-        .fetch_optional(&self.pool())
+        .persistent(self.connections.keep_statements())
+        .fetch_optional(session.connection())
         .await?;
+        session.end().await?;
         Ok(rows::evicted(row))
     }
 
     pub(super) async fn leave(&self) -> Result<(), StoreError> {
-        let mut transaction = self.pool().begin().await?;
-        for delete in [
-            "DELETE FROM busy WHERE node = $1 AND service = $2 AND EXISTS (SELECT 1 FROM nodes \
-             WHERE node = $1 AND service = $2 AND incarnation = $3)",
-            "DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3",
-        ] {
-            sqlx::query(delete)
-                .bind(&*self.node.name)
-                .bind(self.node.service)
-                .bind(&*self.node.incarnation)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        Ok(transaction.commit().await?)
+        let mut session = self.connections.session().await?;
+        // Its rows of `busy` go with it.
+        sqlx::query("DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3")
+            .bind(&*self.node.name)
+            .bind(self.node.service)
+            .bind(&*self.node.incarnation)
+            .persistent(self.connections.keep_statements())
+            .execute(session.connection())
+            .await?;
+        Ok(session.end().await?)
     }
 
     /// One transaction under REPEATABLE READ: everything it reads is of one moment.
     pub(super) async fn load(&self) -> Result<Snapshot, StoreError> {
-        let mut connection = self.pool().acquire().await?;
-        let mut transaction = connection
-            .begin_with("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        let mut transaction = self
+            .connections
+            .begin("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             .await?;
-        let database: String =
-            sqlx::query_scalar(rows::DATABASE).fetch_one(&mut *transaction).await?;
+        let keep = self.connections.keep_statements();
+        let database: String = sqlx::query_scalar(rows::DATABASE)
+            .persistent(keep)
+            .fetch_one(&mut *transaction)
+            .await?;
         let newest: Option<CursorRow> =
-            sqlx::query_as(rows::NEWEST).fetch_optional(&mut *transaction).await?;
-        let accounts: i64 =
-            sqlx::query_scalar(rows::COUNT_ACCOUNTS).fetch_one(&mut *transaction).await?;
-        let aliases: i64 =
-            sqlx::query_scalar(rows::COUNT_ALIASES).fetch_one(&mut *transaction).await?;
+            sqlx::query_as(rows::NEWEST).persistent(keep).fetch_optional(&mut *transaction).await?;
+        let accounts: i64 = sqlx::query_scalar(rows::COUNT_ACCOUNTS)
+            .persistent(keep)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let aliases: i64 = sqlx::query_scalar(rows::COUNT_ALIASES)
+            .persistent(keep)
+            .fetch_one(&mut *transaction)
+            .await?;
         let mut tables = Tables::with_capacity(number(accounts), number(aliases));
-        let mut domains = sqlx::query_as(rows::DOMAINS).fetch(&mut *transaction);
+        let mut domains = sqlx::query_as(rows::DOMAINS).persistent(keep).fetch(&mut *transaction);
         while let Some(row) = domains.try_next().await? {
             DomainsRow::put(row, &mut tables);
         }
         drop(domains);
-        let mut accounts = sqlx::query_as(rows::ACCOUNTS).fetch(&mut *transaction);
+        let mut accounts = sqlx::query_as(rows::ACCOUNTS).persistent(keep).fetch(&mut *transaction);
         while let Some(row) = accounts.try_next().await? {
             AccountsRow::put(row, &mut tables);
         }
         drop(accounts);
-        let mut aliases = sqlx::query_as(rows::ALIASES).fetch(&mut *transaction);
+        let mut aliases = sqlx::query_as(rows::ALIASES).persistent(keep).fetch(&mut *transaction);
         while let Some(row) = aliases.try_next().await? {
             AliasesRow::put(row, &mut tables);
         }
@@ -151,6 +149,7 @@ impl PostgresStore {
     }
 
     pub(super) async fn renew_lease(&self, length: Duration) -> Result<Grant, StoreError> {
+        let mut session = self.connections.session().await?;
         let until: Option<i64> = sqlx::query_scalar(
             "UPDATE nodes SET lease_until = clock_timestamp() + $4 * interval '1 millisecond', \
              listen = $5, updated_at = clock_timestamp() \
@@ -162,9 +161,11 @@ impl PostgresStore {
         .bind(&*self.node.incarnation)
         .bind(i64::try_from(length.as_millis()).unwrap_or(i64::MAX))
         .bind(self.listening.load(Ordering::Relaxed))
-        .fetch_optional(&self.pool())
+        .persistent(self.connections.keep_statements())
+        .fetch_optional(session.connection())
         .await
         .map_err(read_only)?;
+        session.end().await?;
         match until {
             Some(until) => Ok(Grant(until)),
             // Forgotten and remembered between the two statements: the next poll tells.
@@ -177,6 +178,7 @@ impl PostgresStore {
         cursor: &Cursor,
         grant: Option<&Grant>,
     ) -> Result<Page, StoreError> {
+        let mut session = self.connections.session().await?;
         // One statement: one snapshot for all three questions.
         let rows: Vec<ChangeRow> = sqlx::query_as(
             "WITH here AS (SELECT \
@@ -201,86 +203,20 @@ impl PostgresStore {
         .bind(&*self.node.name)
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
-        .fetch_all(&self.pool())
+        .persistent(self.connections.keep_statements())
+        .fetch_all(session.connection())
         .await?;
+        session.end().await?;
         rows::page_of(rows, cursor)
     }
 
-    pub(super) async fn report(
-        &self,
-        cursor: &Cursor,
-        report: &Report<'_>,
-    ) -> Result<(), StoreError> {
-        let mut transaction = self.pool().begin().await?;
-        let seen = sqlx::query(
-            "UPDATE nodes SET seen_epoch = $4, updated_at = clock_timestamp() \
-             WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
-             AND (SELECT id FROM database) = $8 AND ($7::text IS NULL OR EXISTS \
-             (SELECT 1 FROM changes WHERE epoch = $4 AND kind = $5 AND name = $6 \
-              AND nonce::text = $7))",
-        )
-        .bind(&*self.node.name)
-        .bind(self.node.service)
-        .bind(&*self.node.incarnation)
-        .bind(signed(cursor.epoch))
-        .bind(&cursor.kind)
-        .bind(&cursor.name)
-        .bind(&cursor.nonce)
-        .bind(&cursor.database)
-        .execute(&mut *transaction)
-        .await
-        .map_err(read_only)?;
-        if seen.rows_affected() == 0 {
-            transaction.rollback().await?;
-            return Err(self.evicted().await?.unwrap_or(StoreError::HistoryLost));
-        }
-        if report.afresh || !report.drained.is_empty() {
-            sqlx::query(
-                "DELETE FROM busy WHERE node = $1 AND service = $2 AND ($3 OR account = ANY ($4))",
-            )
-            .bind(&*self.node.name)
-            .bind(self.node.service)
-            .bind(report.afresh)
-            .bind(&report.drained)
-            .execute(&mut *transaction)
-            .await?;
-        }
-        if !report.changed.is_empty() {
-            self.write_busy(&mut transaction, &report.changed).await?;
-        }
-        Ok(transaction.commit().await?)
-    }
-
-    /// All in one statement: after a bulk flip there are as many as there were sessions.
-    async fn write_busy(
-        &self,
-        transaction: &mut Transaction<'_, Postgres>,
-        busy: &[&Busy],
-    ) -> Result<(), StoreError> {
-        let accounts: Vec<&str> = busy.iter().map(|b| &*b.account).collect();
-        let epochs: Vec<i64> = busy.iter().map(|b| signed(b.epoch)).collect();
-        let sessions: Vec<i64> = busy.iter().map(|b| b.sessions.into()).collect();
-        let deliveries: Vec<i64> = busy.iter().map(|b| b.deliveries.into()).collect();
-        sqlx::query(
-            "INSERT INTO busy (node, service, account, epoch, sessions, deliveries) \
-             SELECT $1, $2, b.* FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[]) b \
-             ON CONFLICT (node, service, account) DO UPDATE SET epoch = excluded.epoch, \
-             sessions = excluded.sessions, deliveries = excluded.deliveries",
-        )
-        .bind(&*self.node.name)
-        .bind(self.node.service)
-        .bind(accounts)
-        .bind(epochs)
-        .bind(sessions)
-        .bind(deliveries)
-        .execute(&mut **transaction)
-        .await?;
-        Ok(())
-    }
-
     pub(super) async fn expire_holds(&self) -> Result<u64, StoreError> {
-        let ended: i64 =
-            sqlx::query_scalar("SELECT expire_holds()").fetch_one(&self.pool()).await?;
+        let mut session = self.connections.session().await?;
+        let ended: i64 = sqlx::query_scalar("SELECT expire_holds()")
+            .persistent(self.connections.keep_statements())
+            .fetch_one(session.connection())
+            .await?;
+        session.end().await?;
         Ok(u64::try_from(ended).unwrap_or_default())
     }
 
@@ -293,13 +229,17 @@ impl PostgresStore {
         for part in claims.chunks(DISPUTES_AT_ONCE) {
             let lost = self.lost(part).await?;
             for claim in part.iter().filter(|claim| lost.contains(&*claim.account)) {
+                let mut session = self.connections.session().await?;
                 let done = sqlx::query("SELECT dispute($1, $2, $3)")
                     .bind(&*claim.account)
                     .bind(&*claim.owner)
                     .bind(rows::reason(&self.node, claim))
-                    .execute(&self.pool())
+                    .persistent(self.connections.keep_statements())
+                    .execute(session.connection())
                     .await;
-                disputed.push((claim, refused(done)?));
+                let outcome = refused(done)?;
+                session.end().await?;
+                disputed.push((claim, outcome));
             }
         }
         Ok(disputed)
@@ -311,6 +251,7 @@ impl PostgresStore {
         let accounts: Vec<&str> = claims.iter().map(|claim| &*claim.account).collect();
         let owners: Vec<&str> = claims.iter().map(|claim| &*claim.owner).collect();
         let epochs: Vec<i64> = claims.iter().map(|claim| signed(claim.epoch)).collect();
+        let mut session = self.connections.session().await?;
         let lost: Vec<String> = sqlx::query_scalar(
             "SELECT m.account FROM unnest($1::text[], $2::text[], $3::bigint[]) m(account, owner, epoch) \
              WHERE m.epoch >= coalesce((SELECT min(epoch) FROM changes), 0) \
@@ -322,30 +263,33 @@ impl PostgresStore {
         .bind(accounts)
         .bind(owners)
         .bind(epochs)
-        .fetch_all(&self.pool())
+        .persistent(self.connections.keep_statements())
+        .fetch_all(session.connection())
         .await?;
+        session.end().await?;
         Ok(lost.into_iter().collect())
     }
 
     pub(super) async fn raise_clock(&self, epoch: Epoch) -> Result<(), StoreError> {
-        sqlx::query("SELECT raise_clock($1)").bind(signed(epoch)).execute(&self.pool()).await?;
-        Ok(())
+        let mut session = self.connections.session().await?;
+        sqlx::query("SELECT raise_clock($1)")
+            .bind(signed(epoch))
+            .persistent(self.connections.keep_statements())
+            .execute(session.connection())
+            .await?;
+        Ok(session.end().await?)
     }
 
     pub(super) fn listener(&self) -> Listener {
-        Listener::new(self.listen.clone(), Arc::clone(&self.pool), Arc::clone(&self.listening))
+        Listener::new(Arc::clone(&self.connections), Arc::clone(&self.listening))
     }
 }
 
-fn connect(options: &PgConnectOptions) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(3)
-        .acquire_timeout(PATIENCE)
-        .connect_lazy_with(options.clone())
-}
-
-fn current(pool: &Mutex<PgPool>) -> PgPool {
-    pool.lock().unwrap_or_else(PoisonError::into_inner).clone()
+impl fmt::Debug for PostgresStore {
+    /// Without the connection's options, which have the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("node", &self.node).finish_non_exhaustive()
+    }
 }
 
 /// What the table itself refused will be refused again; anything else is tried again.
@@ -360,17 +304,36 @@ fn refused<T>(done: Result<T, sqlx::Error>) -> Result<Disputed, StoreError> {
     }
 }
 
-/// Every session's own limits, so that a forgotten `BEGIN` elsewhere cannot stall a node (OWN-19).
-fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
-    Ok(PgConnectOptions::from_str(url)?
-        .application_name("mailshift")
-        .options([("lock_timeout", "5s"), ("statement_timeout", "60s")]))
-}
-
 /// SQLSTATE 25006 read_only_sql_transaction: a standby or a demoted primary.
 fn read_only(error: sqlx::Error) -> StoreError {
     match error.as_database_error().and_then(DatabaseError::code) {
         Some(code) if code == "25006" => StoreError::ReadOnly,
         Some(_) | None => StoreError::Database(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn debug_output_has_no_password() {
+        let config = OwnershipConfig {
+            url: "postgres://mx:hunter2@localhost/mailshift".into(),
+            listen_url: Some("postgres://mx:hunter2@localhost:5433/mailshift".into()),
+            max_staleness: Duration::ZERO,
+            poll_interval: Duration::ZERO,
+            apply_schema: false,
+        };
+        let node = Node {
+            name: "a".into(),
+            service: "mx-gateway",
+            incarnation: "i".into(),
+            backends: String::new(),
+        };
+        let connections = Arc::new(Connections::new(&config).unwrap());
+        let store = PostgresStore { connections, node, listening: Arc::default() };
+        let shown = format!("{store:?} {:?}", store.listener());
+        assert!(shown.contains("mx-gateway") && !shown.contains("hunter2"), "{shown}");
     }
 }

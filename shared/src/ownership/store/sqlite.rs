@@ -201,6 +201,9 @@ impl SqliteStore {
         rows::page_of(rows, cursor)
     }
 
+    /// Needs no lease to be matched, as in Postgres: what was given up cannot be carried out later. The
+    /// transaction holds the file's only write lock from its beginning, and it commits only if it was
+    /// awaited until then; one that still commits keeps the next lease, and so the next report, waiting.
     pub(super) async fn report(
         &self,
         cursor: &Cursor,

@@ -2,7 +2,8 @@
 //!
 //! Columns by their names in the first line: `account`, and where wanted `owner`, `login`, `aliases`
 //! (separated by blanks) and `note`. A row that is there already with the same values is passed over; one
-//! with other values is a conflict, because an import never flips.
+//! with other values is a conflict, because an import never flips. Nor may it in silence: without a row an
+//! account lives at its domain's default owner, so a row with another one moves it ([`Moves`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
@@ -14,6 +15,13 @@ use super::flip::{require_owner_sqlite, sign_postgres, sign_sqlite};
 use super::{Table, TableError};
 use crate::backend::BackendName;
 
+/// Accounts without a row whose domain's default owner is not the file's.
+const SQLITE_WOULD_MOVE: &str = "SELECT r.account || ' from ' || d.default_owner || ' to ' || r.owner \
+     FROM (SELECT value ->> 'account' AS account, value ->> 'owner' AS owner FROM json_each($1)) r \
+     JOIN domains d ON instr(r.account, '@') AND d.domain \
+       = substr(r.account, length(rtrim(r.account, replace(r.account, '@', ''))) + 1) \
+     WHERE d.default_owner <> r.owner \
+       AND NOT EXISTS (SELECT 1 FROM accounts a WHERE a.account = r.account)";
 /// Rows sent in one statement.
 const BATCH: usize = 20_000;
 
@@ -31,6 +39,15 @@ pub struct ImportRow {
     pub aliases: Vec<String>,
     /// An operator's words.
     pub note: Option<String>,
+}
+
+/// Whether an import may move accounts that live at their domain's default owner for want of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moves {
+    /// They are named, and nothing is imported.
+    Refused,
+    /// They are flipped by it, and that is meant.
+    Meant,
 }
 
 /// What is wrong with a line of the file.
@@ -169,9 +186,14 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// A row that is there with other values, an owner that a live node could not serve, or what the
-    /// table refuses.
-    pub async fn import(&self, rows: &[ImportRow], actor: &str) -> Result<Imported, TableError> {
+    /// A row that is there with other values, one that would move its account unless that is meant, an
+    /// owner that a live node could not serve, or what the table refuses.
+    pub async fn import(
+        &self,
+        rows: &[ImportRow],
+        moves: Moves,
+        actor: &str,
+    ) -> Result<Imported, TableError> {
         let owners: BTreeSet<&str> = rows.iter().map(|row| &*row.owner).collect();
         match self {
             Self::Postgres(pool) => {
@@ -181,7 +203,7 @@ impl Table {
                     let check = sqlx::query("SELECT require_owner($1)").bind(owner);
                     check.execute(&mut *transaction).await?;
                 }
-                let imported = import_postgres(&mut transaction, rows).await?;
+                let imported = import_postgres(&mut transaction, rows, moves).await?;
                 transaction.commit().await?;
                 Ok(imported)
             }
@@ -193,7 +215,7 @@ impl Table {
                     }
                 }
                 sign_sqlite(&mut transaction, Some((actor, "accounts import"))).await?;
-                let imported = import_sqlite(&mut transaction, rows).await?;
+                let imported = import_sqlite(&mut transaction, rows, moves).await?;
                 sign_sqlite(&mut transaction, None).await?;
                 transaction.commit().await?;
                 Ok(imported)
@@ -205,20 +227,24 @@ impl Table {
 async fn import_postgres(
     transaction: &mut Transaction<'_, Postgres>,
     rows: &[ImportRow],
+    moves: Moves,
 ) -> Result<Imported, TableError> {
-    let (mut imported, mut conflicts) = (Imported::default(), Vec::new());
+    let (mut imported, mut conflicts, mut moved) = (Imported::default(), Vec::new(), Vec::new());
     for batch in rows.chunks(BATCH) {
         let json = json(batch);
-        let added = sqlx::query(
+        // The former owner of a new row is its domain's default, where that is another one.
+        let new: Vec<Option<String>> = sqlx::query_scalar(
             "INSERT INTO accounts (account, owner, login, note) SELECT account, owner, login, note \
              FROM jsonb_to_recordset($1::jsonb) \
                AS r(account text, owner text, login boolean, note text) \
-             ON CONFLICT (account) DO NOTHING",
+             ON CONFLICT (account) DO NOTHING \
+             RETURNING account || ' from ' || former_owner || ' to ' || owner",
         )
         .bind(&json)
-        .execute(&mut **transaction)
-        .await?
-        .rows_affected();
+        .fetch_all(&mut **transaction)
+        .await?;
+        let added = new.len() as u64;
+        moved.extend(new.into_iter().flatten());
         imported.accounts += added;
         imported.there += batch.len() as u64 - added;
         let differ = sqlx::query_scalar(
@@ -250,16 +276,19 @@ async fn import_postgres(
         );
         conflicts.extend(differ.bind(&json).fetch_all(&mut **transaction).await?);
     }
-    if conflicts.is_empty() { Ok(imported) } else { Err(TableError::Conflicts(conflicts)) }
+    judge(imported, conflicts, moved, moves)
 }
 
 async fn import_sqlite(
     transaction: &mut Transaction<'_, Sqlite>,
     rows: &[ImportRow],
+    moves: Moves,
 ) -> Result<Imported, TableError> {
-    let (mut imported, mut conflicts) = (Imported::default(), Vec::new());
+    let (mut imported, mut conflicts, mut moved) = (Imported::default(), Vec::new(), Vec::new());
     for batch in rows.chunks(BATCH) {
         let json = json(batch);
+        let would_move = sqlx::query_scalar(SQLITE_WOULD_MOVE);
+        moved.extend(would_move.bind(&json).fetch_all(&mut **transaction).await?);
         let added = sqlx::query(
             "INSERT INTO accounts (account, owner, login, note) \
              SELECT value ->> 'account', value ->> 'owner', value ->> 'login', value ->> 'note' \
@@ -300,7 +329,22 @@ async fn import_sqlite(
         );
         conflicts.extend(differ.bind(&json).fetch_all(&mut **transaction).await?);
     }
-    if conflicts.is_empty() { Ok(imported) } else { Err(TableError::Conflicts(conflicts)) }
+    judge(imported, conflicts, moved, moves)
+}
+
+fn judge(
+    imported: Imported,
+    conflicts: Vec<String>,
+    moved: Vec<String>,
+    moves: Moves,
+) -> Result<Imported, TableError> {
+    if !conflicts.is_empty() {
+        return Err(TableError::Conflicts(conflicts));
+    }
+    if !moved.is_empty() && moves == Moves::Refused {
+        return Err(TableError::WouldMove(moved));
+    }
+    Ok(imported)
 }
 
 fn aliases(rows: &[ImportRow]) -> Vec<AliasRow<'_>> {

@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::{PATIENCE, StoreError, current};
+use super::StoreError;
+use super::session::{Connections, PATIENCE};
 
 /// The channel on which the table's triggers tell of changes.
 const CHANNEL: &str = "mailshift";
@@ -26,13 +27,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub(super) fn new(
-        options: PgConnectOptions,
-        pool: Arc<Mutex<PgPool>>,
-        listening: Arc<AtomicBool>,
-    ) -> Self {
+    pub(super) fn new(connections: Arc<Connections>, listening: Arc<AtomicBool>) -> Self {
         let heard = Arc::new(Notify::new());
-        let listening = Box::pin(listen(options, pool, Arc::clone(&heard), listening));
+        let listening = Box::pin(listen(connections, Arc::clone(&heard), listening));
         Self { heard, listening }
     }
 
@@ -52,14 +49,9 @@ impl fmt::Debug for Listener {
 
 /// Listens for ever, on a new connection when one is lost. Each gap ends with a wake-up, because what
 /// was said in it was not heard.
-async fn listen(
-    options: PgConnectOptions,
-    pool: Arc<Mutex<PgPool>>,
-    heard: Arc<Notify>,
-    listening: Arc<AtomicBool>,
-) {
+async fn listen(connections: Arc<Connections>, heard: Arc<Notify>, listening: Arc<AtomicBool>) {
     loop {
-        if let Err(error) = listen_once(&options, &pool, &heard, &listening).await
+        if let Err(error) = listen_once(&connections, &heard, &listening).await
             && listening.swap(false, Ordering::Relaxed)
         {
             tracing::warn!(%error, "notifications lost; changes are found by polling");
@@ -70,25 +62,24 @@ async fn listen(
 }
 
 async fn listen_once(
-    options: &PgConnectOptions,
-    pool: &Mutex<PgPool>,
+    connections: &Connections,
     heard: &Notify,
     listening: &AtomicBool,
 ) -> Result<(), StoreError> {
-    let connections = PgPoolOptions::new()
+    let direct = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(PATIENCE)
-        .connect_lazy_with(options.clone());
+        .connect_lazy_with(connections.direct());
     // A pooler may swallow what we listen for; so talk to ourselves, on a channel nobody else has.
     let own = format!("mailshift_{}", uuid::Uuid::new_v4().simple());
     let connected = async {
-        let mut listener = PgListener::connect_with(&connections).await?;
+        let mut listener = PgListener::connect_with(&direct).await?;
         listener.listen_all([CHANNEL, own.as_str()]).await?;
         Ok(listener)
     };
     let mut listener = in_time(PATIENCE, connected).await?;
     loop {
-        in_time(PROVE_WITHIN, prove(&mut listener, &current(pool), &own, heard)).await?;
+        in_time(PROVE_WITHIN, prove(&mut listener, connections, &own, heard)).await?;
         if !listening.swap(true, Ordering::Relaxed) {
             tracing::info!("notifications come through");
             heard.notify_one();
@@ -110,11 +101,17 @@ async fn listen_once(
 /// Says a word and waits for it to come back.
 async fn prove(
     listener: &mut PgListener,
-    pool: &PgPool,
+    connections: &Connections,
     own: &str,
     heard: &Notify,
 ) -> Result<(), StoreError> {
-    sqlx::query("SELECT pg_notify($1, '')").bind(own).execute(pool).await?;
+    let mut session = connections.session().await?;
+    sqlx::query("SELECT pg_notify($1, '')")
+        .bind(own)
+        .persistent(connections.keep_statements())
+        .execute(session.connection())
+        .await?;
+    session.end().await?;
     while let Some(told) = listener.try_recv().await? {
         if told.channel() == own {
             return Ok(());

@@ -1,0 +1,177 @@
+//! XCLIENT: telling a server that believes us who the client is (Postfix's, with Dovecot's additions).
+//!
+//! Only attributes that are offered are sent: Postfix refuses the whole command for one that it does not
+//! know. LOGIN is never sent: it would make the client an authenticated one.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use super::ehlo::Extensions;
+use crate::address::Domain;
+
+/// Longest command in octets with its line end: Postfix takes no more.
+pub const MAX_LINE: usize = 512;
+/// Longest value in octets, encoded: what does not fit beside the command is left out.
+const MAX_VALUE: usize = 255;
+/// What is said of a name that was not looked up: better than our own. `[UNAVAILABLE]` would say that the
+/// client has none for good, and a server may refuse such clients for good (`unknown_client_reject_code =
+/// 550`); on this, Postfix's `reject_unknown_client_hostname` and its like can do no more than defer (450).
+const NOT_LOOKED_UP: &str = "[TEMPUNAVAIL]";
+
+/// Who a client is.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its address.
+    pub client: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// The name it gave.
+    pub helo: &'a str,
+    /// It speaks ESMTP.
+    pub extended: bool,
+    /// What Dovecot's login services are told besides.
+    pub login: Option<Login<'a>>,
+}
+
+/// What Dovecot's login services are told besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Login<'a> {
+    /// Our name for the session, 1 to 64 octets.
+    pub session: &'a str,
+    /// Hops through login proxies that are left.
+    pub ttl: u8,
+    /// The client's connection is secured.
+    pub secured: bool,
+}
+
+/// The commands that say it, each with its line end; none where the server does not take an address.
+///
+/// NAME and REVERSE_NAME come first, so that our own names are not taken for the client's. ADDR is last,
+/// since the right to say more is judged by it.
+pub fn commands(offered: &Extensions, subject: Subject<'_>) -> Vec<String> {
+    if !offered.takes_xclient("ADDR") {
+        return Vec::new();
+    }
+    let Subject { client, local, helo, extended, login } = subject;
+    // Dovecot refuses the whole command for a HELO that is no host name.
+    let helo = Domain::parse(helo).ok().filter(|name| !name.as_str().contains('_'));
+    let transport = |login: Login<'_>| if login.secured { "TLS" } else { "insecure" }.to_owned();
+    let attributes = [
+        ("NAME", Some(NOT_LOOKED_UP.to_owned())),
+        ("REVERSE_NAME", Some(NOT_LOOKED_UP.to_owned())),
+        ("SESSION", login.map(|login| login.session.to_owned())),
+        ("TTL", login.map(|login| login.ttl.to_string())),
+        ("CLIENT-TRANSPORT", login.map(transport)),
+        ("HELO", helo.map(|name| name.to_string())),
+        ("PROTO", Some(if extended { "ESMTP" } else { "SMTP" }.to_owned())),
+        ("PORT", Some(client.port().to_string())),
+        ("DESTADDR", Some(address(local.ip()))),
+        ("DESTPORT", Some(local.port().to_string())),
+        ("ADDR", Some(address(client.ip()))),
+    ];
+    let mut commands = Vec::new();
+    let mut command = String::new();
+    for (name, value) in attributes {
+        let Some(value) = value.filter(|_| offered.takes_xclient(name)) else { continue };
+        let value = xtext(&value);
+        if value.len() > MAX_VALUE {
+            continue;
+        }
+        let attribute = format!(" {name}={value}");
+        let octets = command.len().saturating_add(attribute.len()).saturating_add(2);
+        if !command.is_empty() && octets > MAX_LINE {
+            commands.push(std::mem::take(&mut command) + "\r\n");
+        }
+        if command.is_empty() {
+            command.push_str("XCLIENT");
+        }
+        command.push_str(&attribute);
+    }
+    commands.push(command + "\r\n");
+    commands
+}
+
+fn address(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("IPV6:{v6}"),
+    }
+}
+
+/// Printable ASCII as it is, all else as `+XX` (RFC 3461 §4).
+fn xtext(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for octet in text.bytes() {
+        match octet {
+            b'+' | b'=' => {}
+            b'!'..=b'~' => {
+                encoded.push(char::from(octet));
+                continue;
+            }
+            _ => {}
+        }
+        // Writing to a String does not fail.
+        let _ = write!(encoded, "+{octet:02X}");
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POSTFIX: &str = "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR DESTPORT";
+    const DOVECOT: &str =
+        "XCLIENT ADDR PORT PROTO HELO LOGIN SESSION TTL TIMEOUT CLIENT-TRANSPORT DESTADDR DESTPORT";
+
+    fn said(offered: &str, helo: &str, login: Option<Login<'_>>) -> Vec<String> {
+        let mut extensions = Extensions::default();
+        extensions.add(offered);
+        let (client, local) = ("[2001:db8::7]:4711".parse(), "192.0.2.1:587".parse());
+        let (client, local) = (client.unwrap(), local.unwrap());
+        commands(&extensions, Subject { client, local, helo, extended: true, login })
+    }
+
+    #[test]
+    fn a_server_is_told_what_it_offers_to_hear_and_the_address_last() {
+        assert_eq!(
+            said(POSTFIX, "mail.example.net", None),
+            ["XCLIENT NAME=[TEMPUNAVAIL] REVERSE_NAME=[TEMPUNAVAIL] HELO=mail.example.net \
+              PROTO=ESMTP PORT=4711 DESTADDR=192.0.2.1 DESTPORT=587 ADDR=IPV6:2001:db8::7\r\n"]
+        );
+        let login = Login { session: "a+b=c", ttl: 5, secured: true };
+        assert_eq!(
+            said(DOVECOT, "desk_top", Some(login)),
+            ["XCLIENT SESSION=a+2Bb+3Dc TTL=5 CLIENT-TRANSPORT=TLS PROTO=ESMTP PORT=4711 \
+              DESTADDR=192.0.2.1 DESTPORT=587 ADDR=IPV6:2001:db8::7\r\n"]
+        );
+        let few = said("xclient name addr", "bad;name", Some(login));
+        assert_eq!(few, ["XCLIENT NAME=[TEMPUNAVAIL] ADDR=IPV6:2001:db8::7\r\n"]);
+    }
+
+    #[test]
+    fn where_no_address_is_taken_nothing_is_said() {
+        assert!(said("XCLIENT NAME HELO", "c", None).is_empty());
+        assert!(said("PIPELINING", "c", None).is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_in_a_line_goes_in_a_second_one_and_the_address_stays_last() {
+        let label = "n".repeat(63);
+        let name = [&*label, &*label, &*label, "example"].join(".");
+        let session = "+".repeat(64);
+        let login = Login { session: &session, ttl: 5, secured: false };
+        let offered = format!("{POSTFIX} SESSION TTL CLIENT-TRANSPORT");
+        let lines = said(&offered, &name, Some(login));
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line.len() <= MAX_LINE && line.ends_with("\r\n")));
+        assert!(lines[0].starts_with("XCLIENT NAME=[TEMPUNAVAIL] REVERSE_NAME="), "{lines:?}");
+        assert!(lines[1].ends_with(" ADDR=IPV6:2001:db8::7\r\n"), "{lines:?}");
+        assert!(!lines.concat().contains("LOGIN="));
+    }
+
+    #[test]
+    fn a_value_cannot_end_its_attribute_or_its_line() {
+        assert_eq!(xtext("a b\r\n=+é"), "a+20b+0D+0A+3D+2B+C3+A9");
+    }
+}
