@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::children::Child;
 use crate::dovecot::Dovecot;
 use crate::imap::{Imap, Response};
+use crate::patience::until;
 use crate::place::Place;
 use crate::postfix::Postfix;
 use crate::smtp::{self, Reply, Smtp};
@@ -103,10 +104,8 @@ impl Node {
         }
         // Both at once: each waits for the table.
         let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
-        self.smtp = first(&serving(&gateway).await?)?;
-        self.logins = serving(&proxy).await?;
-        let asked = listeners(self.every_protocol).len();
-        ensure!(self.logins.len() == asked, "{asked} listeners were asked for");
+        self.smtp = first(&serving(&gateway, 1).await?)?;
+        self.logins = serving(&proxy, listeners(self.every_protocol).len()).await?;
         (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
         Ok(())
     }
@@ -348,18 +347,26 @@ format = \"json\"
     )
 }
 
-/// Waits until a service says that it serves, and returns the addresses on which it listens, in the
+/// Waits until a service says that it serves, and returns the addresses of its listeners, so many, in the
 /// order of the configuration.
-async fn serving(service: &Child) -> Result<Vec<SocketAddr>> {
+async fn serving(service: &Child, count: usize) -> Result<Vec<SocketAddr>> {
     service.logged(&["\"ready\""]).await?;
-    let addresses = service
-        .log()
-        .lines()
+    // It may be ready before it has heard from every backend, which its listeners wait for.
+    let found = until("listeners", || {
+        let addresses = listening(&service.log());
+        (addresses.len() == count || !service.is_running()).then_some(addresses)
+    });
+    let addresses = found.await.with_context(|| service.end_of_log())?;
+    ensure!(addresses.len() == count, "it ended: {}", service.end_of_log());
+    Ok(addresses)
+}
+
+fn listening(log: &str) -> Vec<SocketAddr> {
+    log.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|line| line["message"] == "listening")
         .filter_map(|line| line["addresses"].as_str()?.trim_matches(['[', ']']).parse().ok())
-        .collect();
-    Ok(addresses)
+        .collect()
 }
 
 fn log_of(service: &str) -> String {

@@ -4,6 +4,7 @@
 mod imap;
 mod mechanisms;
 mod pop3;
+mod submission;
 
 use tests::dovecot::{self, Full};
 use tests::imap::Imap;

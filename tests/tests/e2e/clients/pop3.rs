@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use tests::dovecot::token;
+
 use super::{HOST, MASTER, PASSWORD, Provider};
 use crate::ANN;
 
@@ -29,20 +31,22 @@ async fn a_master_user_fetches_where_the_mailbox_lives() {
 async fn curl_fetches_a_message_by_pop3s_at_the_owner() {
     let provider = Provider::start().await;
     let url = format!("pop3s://{HOST}:{}/1", provider.port("pop3s"));
-    curl_follows(&provider, &url, "AUTH=PLAIN").await;
+    curl_follows(&provider, &["--user", &format!("{ANN}:{PASSWORD}"), &url]).await;
 }
 
 #[tokio::test]
-async fn curl_with_stls_fetches_a_message_by_auth_login() {
+async fn curl_with_stls_and_a_token_fetches_a_message_at_the_owner() {
     let provider = Provider::start().await;
     let url = format!("pop3://{HOST}:{}/1", provider.port("pop3"));
-    curl_follows(&provider, &url, "AUTH=LOGIN").await;
+    let token = token(ANN);
+    curl_follows(&provider, &["--user", &format!("{ANN}:"), "--oauth2-bearer", &token, &url]).await;
+    let words = ["pop3-login: Info: Login", ANN, "method=OAUTHBEARER"];
+    provider.lab.new.logged(&words).await.unwrap();
 }
 
-async fn curl_follows(provider: &Provider, url: &str, login: &str) {
-    let user = format!("{ANN}:{PASSWORD}");
+async fn curl_follows(provider: &Provider, arguments: &[&str]) {
     let tls = ["curl", "-sS", "--ssl-reqd", "--cacert", &provider.ca];
-    let command = [&tls[..], &["--user", &user, "--login-options", login, url]].concat();
+    let command = [&tls[..], arguments].concat();
     assert!(provider.run(&command).await.contains("Subject: at old"));
     provider.flip().await;
     assert!(provider.run(&command).await.contains("Subject: at new"));
