@@ -4,6 +4,7 @@
 //! joined is closed. Which mechanism a backend is given is decided in `sasl`, once for all protocols.
 
 pub mod imap;
+pub mod managesieve;
 pub mod pop3;
 mod prompt;
 mod sasl;
@@ -40,6 +41,8 @@ pub struct Attached {
 pub struct Welcome {
     /// IMAP: its capabilities after login, separated by spaces; empty when it did not say.
     pub capabilities: String,
+    /// ManageSieve: the mechanism's last words where they came with the yes (RFC 5804 §2.1), not in base64.
+    pub sasl: Option<Box<[u8]>>,
 }
 
 /// One attempt to log in.

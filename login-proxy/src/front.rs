@@ -7,6 +7,7 @@
 mod cut;
 mod forwarded;
 pub mod imap;
+pub mod managesieve;
 pub mod pop3;
 mod sasl;
 pub mod submission;

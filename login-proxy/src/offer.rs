@@ -5,6 +5,7 @@
 //! is told more after login, by its own backend.
 
 pub mod imap;
+pub mod managesieve;
 pub mod pop3;
 mod probes;
 pub mod submission;

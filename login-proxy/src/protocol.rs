@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::backend::{self, Abilities, AttachError, Attached, Attempt};
 use crate::front::imap::{self, ImapFront};
+use crate::front::managesieve::{self, ManageSieveFront};
 use crate::front::pop3::{self, Pop3Front};
 use crate::front::submission::{self, SubmissionFront};
 use crate::front::{Front, Terms};
@@ -43,7 +44,7 @@ pub fn of(kind: LoginProtocol) -> &'static Protocol {
         LoginProtocol::Imap => &IMAP,
         LoginProtocol::Pop3 => &POP3,
         LoginProtocol::Submission => &SUBMISSION,
-        LoginProtocol::ManageSieve => &IMAP,
+        LoginProtocol::ManageSieve => &MANAGESIEVE,
     }
 }
 
@@ -80,4 +81,15 @@ pub static SUBMISSION: Protocol = Protocol {
     full: |_| {
         format!("{}\r\n", submission::farewell_words(Farewell::TooManyConnections)).into_bytes()
     },
+};
+
+/// RFC 5804.
+pub static MANAGESIEVE: Protocol = Protocol {
+    kind: LoginProtocol::ManageSieve,
+    front: |terms| Box::new(ManageSieveFront::new(terms)),
+    log_in: |endpoint, attempt| Box::pin(backend::managesieve::log_in(endpoint, attempt)),
+    probe: |endpoint, until| Box::pin(backend::managesieve::probe(endpoint, until)),
+    modest: offer::managesieve::modest,
+    merge: offer::managesieve::merge,
+    full: |_| managesieve::farewell_words(Farewell::TooManyConnections).into(),
 };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod imap;
+mod managesieve;
 mod pop3;
 mod submission;
 
@@ -94,10 +95,6 @@ impl Default for Manners {
 
 impl Manners {
     /// Good ones, in that protocol.
-    ///
-    /// # Panics
-    ///
-    /// Nobody has taught it the protocol.
     pub fn of(protocol: LoginProtocol) -> Self {
         let (capabilities, greeting) = match protocol {
             LoginProtocol::Imap => {
@@ -110,7 +107,7 @@ impl Manners {
             LoginProtocol::Submission => {
                 ("PIPELINING, SIZE 1000000, 8BITMIME, AUTH PLAIN LOGIN", "220 ready\r\n")
             }
-            other => panic!("nobody has taught it {other}"),
+            LoginProtocol::ManageSieve => (managesieve::CAPABILITIES, "CAPS\r\nOK \"ready\"\r\n"),
         };
         Self {
             protocol,
@@ -341,7 +338,7 @@ impl Server {
                 LoginProtocol::Imap => imap::speak(self, stream).await,
                 LoginProtocol::Pop3 => pop3::speak(self, stream).await,
                 LoginProtocol::Submission => submission::speak(self, stream).await,
-                protocol => bail!("nobody has taught it {protocol}"),
+                LoginProtocol::ManageSieve => managesieve::speak(self, stream).await,
             },
             Then::Hang => until_closed(stream).await,
             Then::Flood(octets) => flood(&mut stream, octets).await,
@@ -366,7 +363,10 @@ impl Server {
                 (format!("235 2.7.0 at {name}\r\n"), "535 5.7.8 wrong\r\n", "235")
             }
             LoginProtocol::Pop3 => (format!("+OK at {name}\r\n"), "-ERR [AUTH] wrong\r\n", "+OK"),
-            _ => (
+            LoginProtocol::ManageSieve => {
+                (format!("OK \"at {name}\"\r\n"), "NO \"wrong\"\r\n", "OK")
+            }
+            LoginProtocol::Imap => (
                 format!("TAG OK [CAPABILITY {capabilities} IDLE] at {name}\r\n"),
                 "TAG NO [AUTHENTICATIONFAILED] wrong\r\n",
                 "TAG OK",

@@ -48,7 +48,7 @@ pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attache
         wire.input.push(rest.unread());
     }
     let watch = without_unauthenticate(&mut welcome);
-    Ok(Attached { wire, welcome: Welcome { capabilities: welcome }, watch })
+    Ok(Attached { wire, welcome: Welcome { capabilities: welcome, ..Welcome::default() }, watch })
 }
 
 /// Takes UNAUTHENTICATE out of what the client is told, and COMPRESS with it, which would hide it; the

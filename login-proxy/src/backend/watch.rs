@@ -58,6 +58,11 @@ impl CommandWatch {
         Self::new(1)
     }
 
+    /// For ManageSieve.
+    pub(super) fn managesieve() -> Self {
+        Self::new(0)
+    }
+
     fn new(before_verb: u8) -> Self {
         Self { before_verb, client: Lines::default(), backend: Lines::default(), announced: None }
     }
@@ -238,6 +243,19 @@ mod tests {
             "C:a APPEND x {3+}\r\nabc\r\nb UNAUTHENTICATE\r\n",
         ] {
             assert!(!passes(&[line]), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn in_managesieve_the_verb_comes_first() {
+        for (line, passed) in [
+            ("UNAUTHENTICATE\r\n", false),
+            ("PUTSCRIPT \"a\" {16+}\r\nUNAUTHENTICATE\r\n\r\nunauthenticate\r\n", false),
+            ("PUTSCRIPT \"a\" {16+}\r\nUNAUTHENTICATE\r\n\r\n", true),
+            ("NOOP \"UNAUTHENTICATE\"\r\nNOOP UNAUTHENTICATE\r\n", true),
+        ] {
+            let mut watch = CommandWatch::managesieve();
+            assert_eq!(watch.client_says(line.as_bytes()), passed, "{line:?}");
         }
     }
 

@@ -47,8 +47,8 @@ fn outcome(mut front: impl Front, client: &[u8], cut: usize) -> Option<Heard> {
                 }
                 Ok(Step::Event(Event::Response(_))) => panic!("nobody asked"),
                 Ok(Step::StartTls) => {
-                    front.secured(&mut out);
                     out.push("(TLS)\r\n");
+                    front.secured(&mut out);
                 }
                 Ok(Step::Close) => end = Some("closed".into()),
                 Err(violation) => end = Some(violation.to_string()),

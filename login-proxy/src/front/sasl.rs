@@ -48,6 +48,14 @@ impl Exchange {
         }
     }
 
+    /// Goes on with what is not even a response in the protocol's form.
+    pub(super) fn garbled(self) -> Turn {
+        match self {
+            Self::Challenged => Turn::Event(Event::Response(None)),
+            Self::First(_) | Self::Password(_) => Turn::Malformed,
+        }
+    }
+
     /// Goes on with a response in base64.
     pub(super) fn respond(self, text: &[u8]) -> Turn {
         let response = if text == b"*" { None } else { Some(decode_base64(text)) };
@@ -136,5 +144,7 @@ mod tests {
             };
             assert_eq!(response.as_ref().map(shared::credentials::Secret::expose), expected);
         }
+        assert!(matches!(Exchange::Challenged.garbled(), Turn::Event(Event::Response(None))));
+        assert!(matches!(Exchange::First(Mechanism::Plain).garbled(), Turn::Malformed));
     }
 }

@@ -16,6 +16,8 @@ use crate::refusal::{Farewell, Refusal};
 
 /// What a trusted proxy may tell of its client.
 const XCLIENT: &str = "XCLIENT ADDR PORT PROTO HELO SESSION TTL DESTADDR DESTPORT";
+/// Longest verb: STARTTLS.
+const MAX_VERB: usize = 8;
 /// Longest name in EHLO that is kept.
 const MAX_HELO: usize = 255;
 /// The first octet of a TLS handshake.
@@ -90,6 +92,10 @@ impl SubmissionFront {
             return self.foreign(foreign, out);
         }
         let (verb, argument) = split_verb(line);
+        // What is longer may be a response that a refused AUTH left behind: not to be copied anywhere.
+        if verb.len() > MAX_VERB {
+            return self.bad(&Reply::new(500, (5, 2), "Unknown command"), out);
+        }
         match verb.to_ascii_uppercase().as_slice() {
             b"EHLO" | b"HELO" if is_clean(line) => {
                 let extended = verb.eq_ignore_ascii_case(b"EHLO");

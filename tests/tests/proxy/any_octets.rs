@@ -155,7 +155,39 @@ fn words(protocol: LoginProtocol) -> &'static [&'static str] {
             "YW5u\r\n",
             "\u{ff}",
         ],
-        other => panic!("nobody knows what clients of {other} say"),
+        LoginProtocol::ManageSieve => &[
+            "AUTHENTICATE ",
+            "AUTHENTICATE \"PLAIN\"\r\n",
+            "AUTHENTICATE \"LOGIN\" ",
+            "AUTHENTICATE \"XOAUTH2\" \"dXNlcj1hAWF1dGg9QmVhcmVyIHQBAQ==\"\r\n",
+            "AUTHENTICATE \"SCRAM-SHA-1\"",
+            "\"PLAIN\" ",
+            "\"AGFubgBzZWNyZXQ=\"\r\n",
+            "{16+}\r\nAGFubgBzZWNyZXQ=\r\n",
+            "\"*\"\r\n",
+            "\"\"",
+            "\"",
+            "\\",
+            "{3}\r\n",
+            "{3+}\r\n",
+            "{0+}\r\n",
+            "{99999}\r\n",
+            "{20000+}\r\n",
+            "\r\n",
+            "\n",
+            "\r",
+            "\0",
+            " ",
+            "(",
+            ")",
+            "CAPABILITY\r\n",
+            "NOOP \"tag\"\r\n",
+            "NOOP ",
+            "STARTTLS\r\n",
+            "LISTSCRIPTS\r\n",
+            "PUTSCRIPT \"a\" ",
+            "\u{ff}",
+        ],
     }
 }
 
@@ -205,4 +237,9 @@ fn pop3_answers_do_not_depend_on_the_pieces() {
 #[test]
 fn submission_answers_do_not_depend_on_the_pieces() {
     answers_do_not_depend_on_the_pieces(LoginProtocol::Submission);
+}
+
+#[test]
+fn managesieve_answers_do_not_depend_on_the_pieces() {
+    answers_do_not_depend_on_the_pieces(LoginProtocol::ManageSieve);
 }

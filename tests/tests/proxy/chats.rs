@@ -21,10 +21,6 @@ use tokio_rustls::TlsConnector;
 
 const HOST: &str = "localhost";
 
-/// Protocols that have conversations.
-const PROTOCOLS: [LoginProtocol; 3] =
-    [LoginProtocol::Imap, LoginProtocol::Pop3, LoginProtocol::Submission];
-
 fn scripts(protocol: LoginProtocol) -> Result<Vec<Script>> {
     Script::all(format!("{}/chats/{protocol}", env!("CARGO_MANIFEST_DIR")))
 }
@@ -96,7 +92,7 @@ impl Prompter for Driver {
         match event.mailbox() {
             b"ann@example.org" | b"bob@example.org" if right => {
                 let capabilities = format!("{} IDLE", Manners::default().capabilities);
-                front.welcome(&Welcome { capabilities }, output);
+                front.welcome(&Welcome { capabilities, ..Welcome::default() }, output);
             }
             b"carl@example.org" => front.refuse(Refusal::Unavailable, output),
             _ => front.refuse(Refusal::BadCredentials, output),
@@ -106,7 +102,7 @@ impl Prompter for Driver {
 
 #[test]
 fn every_conversation_goes_as_written_wherever_it_is_cut() -> Result<()> {
-    for protocol in PROTOCOLS {
+    for protocol in LoginProtocol::ALL {
         for script in scripts(protocol)? {
             script.play(&mut Driver(protocol::of(protocol)))?;
         }
@@ -161,7 +157,7 @@ impl Nodes {
 
 #[tokio::test]
 async fn every_conversation_goes_as_written_over_sockets() -> Result<()> {
-    for protocol in PROTOCOLS {
+    for protocol in LoginProtocol::ALL {
         let nodes = Nodes::start(protocol).await?;
         for script in scripts(protocol)? {
             let scene = scene(script.with()).with_context(|| script.name().to_owned())?;

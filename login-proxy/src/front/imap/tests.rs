@@ -348,7 +348,7 @@ fn answered(before: &[u8], answer: impl Fn(&mut ImapFront, &mut Output)) -> Stri
 
 #[test]
 fn capabilities_after_login_are_the_owners() {
-    let welcome = Welcome { capabilities: "IMAP4rev1 IDLE MOVE".into() };
+    let welcome = Welcome { capabilities: "IMAP4rev1 IDLE MOVE".into(), ..Welcome::default() };
     let quiet = answered(b"a LOGIN ann secret\r\n", |front, out| front.welcome(&welcome, out));
     assert_eq!(quiet, "a OK [CAPABILITY IMAP4rev1 IDLE MOVE] Logged in\r\n");
     let asked = answered(b"c CAPABILITY\r\na LOGIN ann secret\r\n", |front, out| {

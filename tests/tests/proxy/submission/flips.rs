@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use shared::ownership::map::AccountRow;
-use tests::login_backend::{Manners, Verdict};
+use tests::login_backend::{Connection, Manners, Verdict};
 
 use super::*;
 
@@ -86,10 +86,8 @@ async fn a_message_that_is_being_sent_is_answered_before_the_session_ends() -> R
     client.say("DATA").await?;
     client.expect("354").await?;
     client.say("Subject: a").await?;
-    let subject = |all: &[tests::login_backend::Connection]| {
-        all[0].lines.last().is_some_and(|line| line == "Subject: a")
-    };
-    old.until("the message has begun", subject).await?;
+    let begun = |all: &[Connection]| all[0].lines.last().is_some_and(|line| line == "Subject: a");
+    old.until("the message has begun", begun).await?;
     node.set_owner("ann", "new");
     // Neither a client that hesitates nor a backend that thinks is quiet.
     tokio::time::sleep(LONG).await;
@@ -118,6 +116,42 @@ async fn a_message_without_end_is_not_waited_for() -> Result<()> {
     assert!(client.closed().await?.is_empty());
     node.applied().await?;
     old.until("it is closed there", |all| all[0].closed).await?;
+    Ok(())
+}
+
+/// A client in the middle of a message that would be waited for nearly for ever.
+async fn sending() -> Result<(Stage, Conversation)> {
+    let mut patient = settings();
+    patient.rules.data_grace = Duration::from_hours(1);
+    let stage = Stage::set_with(manners(), manners(), patient).await?;
+    let mut client = log_in(&stage.node, "ann").await?;
+    client.say("DATA").await?;
+    client.expect("354").await?;
+    client.say("Subject: a").await?;
+    let begun = |all: &[Connection]| all[0].lines.last().is_some_and(|line| line == "Subject: a");
+    stage.old.until("the message has begun", begun).await?;
+    Ok((stage, client))
+}
+
+#[tokio::test]
+async fn a_hold_does_not_wait_long_for_a_message() -> Result<()> {
+    let (Stage { node, .. }, mut client) = sending().await?;
+    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true });
+    assert!(client.closed().await?.is_empty());
+    node.applied().await?;
+    Ok(())
+}
+
+/// Fences do not wait for a node whose lease has ended, so nothing may go on there.
+#[tokio::test]
+async fn a_message_does_not_outlive_the_lease() -> Result<()> {
+    let (Stage { node, .. }, mut client) = sending().await?;
+    node.set_owner("ann", "new");
+    tokio::time::sleep(LONG).await;
+    node.ownership.lease().end();
+    node.ownership.registry().mark_all();
+    assert!(client.closed().await?.is_empty());
+    node.applied().await?;
     Ok(())
 }
 

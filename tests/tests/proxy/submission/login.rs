@@ -211,3 +211,18 @@ async fn lines_without_end_are_refused_in_time() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_client_says_in_the_clear_behind_starttls_ends_the_connection() -> Result<()> {
+    let ca = tests::test_ca::TestCa::new()?;
+    let old = LoginBackend::start("old", manners()).await?;
+    let tls = Some(std::sync::Arc::clone(ca.issue("localhost")?.acceptor()?.config()));
+    let node = LoginNode::start_with([old.configured()], Settings { tls, ..settings() })?;
+    node.set_owner("ann", "old");
+    let mut client = come(&node).await?;
+    client.send(format!("STARTTLS\r\n{}\r\n", plain("ann", "secret")).as_bytes()).await?;
+    client.expect("220 2.0.0 Go ahead").await?;
+    assert!(client.closed().await?.is_empty());
+    assert!(old.connections().is_empty());
+    Ok(())
+}
