@@ -1,9 +1,11 @@
 //! Mail programs as people use them, through real servers (LOG-15): each logs in at the old server, the
 //! account moves, and the program's next login is at the new one, with nothing changed on its side.
 
+mod identity;
 mod imap;
 mod mechanisms;
 mod pop3;
+mod sieve;
 mod submission;
 
 use tests::dovecot::{self, Full};
@@ -73,17 +75,6 @@ impl Provider {
 
     fn port(&self, listener: &str) -> u16 {
         self.node.listener(listener).port()
-    }
-
-    /// Waits until the old server's log has the session of a login by our log (FWD-5).
-    async fn old_knows_our_session(&self, protocol: &str) {
-        let proxy = self.node.proxy.as_ref().unwrap();
-        let of_protocol = format!("\"protocol\":\"{protocol}\"");
-        let line = proxy.logged(&[&of_protocol, "session ended"]).await.unwrap();
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((&line["account"], &line["owner"]), (&ANN.into(), &"old".into()));
-        let session = format!("session=<{}>", line["session"].as_str().unwrap());
-        self.lab.old.logged(&[&format!("{protocol}-login"), "Login", ANN, &session]).await.unwrap();
     }
 
     async fn run(&self, command: &[&str]) -> String {

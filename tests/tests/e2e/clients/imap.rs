@@ -32,13 +32,6 @@ async fn curl_reads_a_message_by_imaps_at_the_owner() {
 }
 
 #[tokio::test]
-async fn the_owners_log_has_our_session_of_imap() {
-    let provider = Provider::start().await;
-    provider.python_follows("imaps", ANN, PASSWORD, "LOGIN").await;
-    provider.old_knows_our_session("imap").await;
-}
-
-#[tokio::test]
 async fn curl_with_starttls_and_a_token_reads_a_message_at_the_owner() {
     let provider = Provider::start().await;
     let url = format!("imap://{HOST}:{}/INBOX;MAILINDEX=1", provider.port("imap"));

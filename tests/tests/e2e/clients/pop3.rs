@@ -11,7 +11,6 @@ use crate::ANN;
 async fn poplib_is_moved_while_it_is_connected() {
     let provider = Provider::start().await;
     provider.python_follows("pop3s", ANN, PASSWORD, "USER").await;
-    provider.old_knows_our_session("pop3").await;
 }
 
 #[tokio::test]

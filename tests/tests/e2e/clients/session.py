@@ -9,6 +9,7 @@ import hmac
 import imaplib
 import poplib
 import smtplib
+import socket
 import ssl
 import sys
 import time
@@ -16,6 +17,8 @@ import time
 HOST = "localhost"
 # Between two questions, so long that a session counts as quiet.
 PAUSE = 0.3
+# Not the address that the services connect from.
+CLIENT = "127.0.0.9"
 FROM, TO = "ann@example.org", "bob@example.org"
 ENDS = (imaplib.IMAP4.abort, poplib.error_proto, smtplib.SMTPServerDisconnected, OSError)
 
@@ -131,9 +134,57 @@ class Submission:
             raise smtplib.SMTPServerDisconnected(text)
 
 
+class ManageSieve:
+    """RFC 5804; Python has no module for it."""
+
+    def __init__(self, _listener, port, tls, user, secret, mechanism):
+        self.socket = socket.create_connection((HOST, port), source_address=(CLIENT, 0))
+        self.lines = self.socket.makefile("rb")
+        self.until_ok()
+        self.ask("STARTTLS")
+        self.socket = tls.wrap_socket(self.socket, server_hostname=HOST)
+        self.lines = self.socket.makefile("rb")
+        self.until_ok()
+        answers = exchange(mechanism, user, secret)
+        self.send(f'AUTHENTICATE "{mechanism}" "{encoded(answers())}"')
+        while challenge := self.challenge():
+            self.send(f'"{encoded(answers(challenge))}"')
+
+    def send(self, line):
+        self.socket.sendall(line.encode() + b"\r\n")
+
+    def challenge(self):
+        """Base64 in a literal or in quotes; None at the verdict, which may have a last one."""
+        line = self.lines.readline().strip()
+        if line.startswith(b"{"):
+            line = self.lines.readline().strip()
+        if line.startswith(b"OK"):
+            return None
+        assert not line.startswith((b"NO", b"BYE")), line
+        return base64.b64decode(line.strip(b'"'))
+
+    def until_ok(self):
+        while not (line := self.lines.readline()).startswith(b"OK"):
+            if not line or line.startswith((b"NO", b"BYE")):
+                raise ConnectionError(line)
+
+    def where(self):
+        self.ask('PUTSCRIPT "session" "keep;"')
+        return "put"
+
+    def ask(self, command="NOOP"):
+        self.send(command)
+        self.until_ok()
+
+
+def encoded(text):
+    return base64.b64encode(text.encode()).decode()
+
+
 def main(listener, port, ca, user, secret, mechanism):
     tls = ssl.create_default_context(cafile=ca)
-    kind = {"imap": Imap, "pop3": Pop3, "submission": Submission}[listener.removesuffix("s")]
+    kinds = {"imap": Imap, "pop3": Pop3, "submission": Submission, "managesieve": ManageSieve}
+    kind = kinds[listener.removesuffix("s")]
     log_in = lambda: kind(listener, int(port), tls, user, secret, mechanism)
     session = log_in()
     print(session.where(), flush=True)
