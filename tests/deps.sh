@@ -74,9 +74,10 @@ needs_of_clients() {
     need isync mbsync
     need fetchmail fetchmail
     need msmtp msmtp
-    # Without these two it knows neither TLS nor CRAM.
-    need 'swaks libnet-ssleay-perl libdigest-hmac-perl' swaks
-    need neomutt neomutt
+    # It speaks TLS by a module that it does not depend on.
+    need 'swaks libnet-ssleay-perl' swaks '/usr/lib/*/perl5/*/Net/SSLeay.pm'
+    # It wants a terminal, which script is.
+    need 'neomutt bsdutils' neomutt script
     need sieve-connect sieve-connect
     need python3 python3
 }
@@ -126,6 +127,10 @@ check_may_install() {
 ask() {
     say "missing here:$missing"
     say "apt-get will install them without recommended packages; no daemon is started"
+    case $missing in
+        *' dovecot-core '* | *' dovecot-core') ;;
+        *' dovecot-'*) say 'the Dovecot that is here will speak what these add, too, when it is started the next time' ;;
+    esac
     if [ -n "${CI:-}" ] || [ "${YES:-}" = 1 ]; then return; fi
     [ -t 0 ] || fail 'nobody here to ask: set YES=1 to install them'
     printf 'deps: install them? [Y/n] '
