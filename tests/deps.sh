@@ -82,6 +82,30 @@ needs_of_clients() {
     need python3 python3
 }
 
+# ---- Cyrus, whose packages exclude Dovecot's: unpacked beside the system, never installed -------------
+
+CYRUS=$(dirname "$0")/../target/cyrus
+
+unpack_cyrus() {
+    if [ "$what" != test ] || [ -e "$CYRUS" ]; then return 0; fi
+    command -v apt-get >/dev/null 2>&1 || fail "Cyrus is unpacked from Debian packages, and there is no apt-get"
+    # What apt would install for it, which is what this machine lacks.
+    packages=$(apt-get -s -q install --no-install-recommends cyrus-imapd cyrus-pop3d sasl2-bin 2>/dev/null |
+        sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    [ -n "$packages" ] || fail 'apt-get knows no cyrus-imapd: run apt-get update as root'
+    say 'unpacking Cyrus under target/, beside the system; nothing is installed'
+    mkdir -p "$(dirname "$CYRUS")"
+    unpacked=$(mktemp -d "$CYRUS.XXXXXX")
+    mkdir "$unpacked/debs"
+    # shellcheck disable=SC2086 # a list of words
+    (cd "$unpacked/debs" && apt-get -q download $packages >log 2>&1) ||
+        { tail -n 5 "$unpacked/debs/log" >&2; rm -rf "$unpacked"; fail 'the packages of Cyrus cannot be fetched'; }
+    for deb in "$unpacked"/debs/*.deb; do dpkg -x "$deb" "$unpacked"; done
+    rm -r "$unpacked/debs"
+    chmod 755 "$unpacked"
+    mv "$unpacked" "$CYRUS"
+}
+
 # ---- Rust --------------------------------------------------------------------------------------------
 
 check_rust() {
@@ -237,6 +261,7 @@ first=$missing
 if [ "$what" != build ]; then "needs_of_$what"; fi
 
 if [ -z "$missing" ]; then
+    unpack_cyrus
     say 'nothing is missing'
     if [ $# -gt 0 ]; then exec "$@"; fi
     exit 0
@@ -274,4 +299,5 @@ else
 fi
 wait "$installing" || { explain_failure; exit 1; }
 say "installed:$missing"
+unpack_cyrus
 exit "$built"

@@ -6,6 +6,7 @@
 pub mod chat;
 pub mod children;
 pub mod conversation;
+pub mod cyrus;
 pub mod dovecot;
 pub mod gateway_node;
 pub mod imap;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::children::Child;
+use crate::cyrus::Cyrus;
 use crate::dovecot::Dovecot;
 use crate::imap::{Imap, Response};
 use crate::patience::until;
@@ -263,7 +264,15 @@ pub fn dovecot(name: &str, server: &Dovecot) -> String {
     text
 }
 
-/// The same on ways of one's own to both ([`crate::link::Link`]).
+/// The sections of a backend that is a Cyrus, which takes nobody's word for the client's address.
+pub fn cyrus(name: &str, server: &Cyrus) -> String {
+    let mail = mail(name, server.lmtp(), "lmtp", "none");
+    let logins =
+        [("imap", server.imap()), ("pop3", server.pop3()), ("managesieve", server.managesieve())];
+    mail + &logins.map(|(protocol, address)| login(name, protocol, address)).concat()
+}
+
+/// The sections of a Dovecot's LMTP and IMAP on ways of one's own ([`crate::link::Link`]).
 pub fn by_lmtp(name: &str, lmtp: SocketAddr, imap: SocketAddr) -> String {
     backend(name, lmtp, "lmtp", imap)
 }
@@ -273,17 +282,21 @@ pub fn postfix(name: &str, mail: &Postfix, imap: &Dovecot) -> String {
     backend(name, mail.smtp(), "smtp", imap.imap())
 }
 
-fn backend(name: &str, mail: SocketAddr, protocol: &str, imap: SocketAddr) -> String {
+fn backend(name: &str, address: SocketAddr, protocol: &str, imap: SocketAddr) -> String {
+    mail(name, address, protocol, "xclient") + &login(name, "imap", imap)
+}
+
+fn mail(name: &str, address: SocketAddr, protocol: &str, identity: &str) -> String {
     format!(
         "[backends.{name}.mail]
 host = \"{}\"
 port = {}
 protocol = \"{protocol}\"
-identity = \"xclient\"
+identity = \"{identity}\"
 ",
-        mail.ip(),
-        mail.port(),
-    ) + &login(name, "imap", imap)
+        address.ip(),
+        address.port(),
+    )
 }
 
 /// The section of a backend for a protocol that users log in by.

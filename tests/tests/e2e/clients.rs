@@ -1,12 +1,15 @@
 //! Mail programs as people use them, through real servers (LOG-15): each logs in at the old server, the
 //! account moves, and the program's next login is at the new one, with nothing changed on its side.
 
+mod cyrus;
 mod identity;
 mod imap;
 mod mechanisms;
 mod pop3;
 mod sieve;
 mod submission;
+
+use std::net::SocketAddr;
 
 use tests::dovecot::{self, Full};
 use tests::imap::Imap;
@@ -26,6 +29,15 @@ const PASSWORD: &str = "secret";
 const MASTER: (&str, &str) = ("admin", "master-secret");
 /// Sessions and deliveries by Python's own modules.
 const PYTHON: &str = include_str!("clients/session.py");
+
+/// Puts a message for ann that says where it is.
+async fn mark(imap: SocketAddr, name: &str) {
+    let text = tests::smtp::message(&format!("at {name}"));
+    let mut imap = Imap::connect(imap).await.unwrap();
+    imap.log_in(ANN, PASSWORD).await.unwrap();
+    let append = format!("APPEND INBOX {{{}+}}\r\n{text}", text.len());
+    assert!(imap.command(&append).await.unwrap().is_ok());
+}
 
 /// Two whole mail servers, the proxy before them, and somebody's home.
 struct Provider {
@@ -56,11 +68,7 @@ impl Provider {
         let servers = [options(&relays[0]), options(&relays[1])];
         let lab = Lab::with_servers(table, servers).await.unwrap();
         for server in [&lab.old, &lab.new] {
-            let text = tests::smtp::message(&format!("at {}", server.name()));
-            let mut imap = Imap::connect(server.imap()).await.unwrap();
-            imap.log_in(ANN, PASSWORD).await.unwrap();
-            let append = format!("APPEND INBOX {{{}+}}\r\n{text}", text.len());
-            assert!(imap.command(&append).await.unwrap().is_ok());
+            mark(server.imap(), server.name()).await;
         }
         let node = lab.node("node1").await.unwrap();
         let ca = lab.ca.file().to_string_lossy().into_owned();

@@ -3,7 +3,7 @@
 use super::{HOST, MASTER, PASSWORD, Provider};
 use crate::ANN;
 
-const FILTER: &str = "require [\"fileinto\"];\r\nfileinto \"Lists\";\r\n";
+pub(super) const FILTER: &str = "require [\"fileinto\"];\r\nfileinto \"Lists\";\r\n";
 
 #[tokio::test]
 async fn sieve_connect_puts_a_script_at_the_owner() {
@@ -64,7 +64,7 @@ async fn a_master_user_puts_a_script_where_the_account_lives() {
     assert!(provider.lab.old.script(ANN, "session").is_some());
 }
 
-async fn sieve_connect(provider: &Provider, arguments: &[&str]) -> String {
+pub(super) async fn sieve_connect(provider: &Provider, arguments: &[&str]) -> String {
     run_sieve_connect(provider, arguments).await.unwrap()
 }
 
