@@ -50,11 +50,60 @@ needs_of_try() {
 
 needs_of_test() {
     needs_of_try
+    needs_of_servers
+    needs_of_clients
+    need util-linux setpriv setsid
+}
+
+# Servers that the tests start for themselves.
+needs_of_servers() {
+    for protocol in pop3 submission; do
+        need "dovecot-${protocol}d" \
+            "/usr/lib/dovecot/$protocol-login /usr/libexec/dovecot/$protocol-login"
+    done
+    need 'dovecot-managesieved dovecot-sieve' \
+        '/usr/lib/dovecot/managesieve-login /usr/libexec/dovecot/managesieve-login' sievec
     need postgresql '/usr/lib/postgresql/*/bin/initdb /usr/bin/initdb'
     need pgbouncer pgbouncer
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
     need openssl openssl
-    need util-linux setpriv setsid
+}
+
+# Mail programs as people use them.
+needs_of_clients() {
+    need isync mbsync
+    need fetchmail fetchmail
+    need msmtp msmtp
+    # It speaks TLS by a module that it does not depend on.
+    need 'swaks libnet-ssleay-perl' swaks '/usr/lib/*/perl5/*/Net/SSLeay.pm'
+    # It wants a terminal, which script is.
+    need 'neomutt bsdutils' neomutt script
+    need sieve-connect sieve-connect
+    need python3 python3
+}
+
+# ---- Cyrus, whose packages exclude Dovecot's: unpacked beside the system, never installed -------------
+
+CYRUS=$(dirname "$0")/../target/cyrus
+
+unpack_cyrus() {
+    if [ "$what" != test ] || [ -e "$CYRUS" ]; then return 0; fi
+    command -v apt-get >/dev/null 2>&1 || fail "Cyrus is unpacked from Debian packages, and there is no apt-get"
+    # What apt would install for it, which is what this machine lacks.
+    packages=$(apt-get -s -q install --no-install-recommends cyrus-imapd cyrus-pop3d sasl2-bin 2>/dev/null |
+        sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    [ -n "$packages" ] || fail 'apt-get knows no cyrus-imapd: run apt-get update as root'
+    say 'unpacking Cyrus under target/, beside the system; nothing is installed'
+    mkdir -p "$(dirname "$CYRUS")"
+    unpacked=$(mktemp -d "$CYRUS.XXXXXX")
+    mkdir "$unpacked/debs"
+    # shellcheck disable=SC2086 # a list of words
+    (cd "$unpacked/debs" && apt-get -q download $packages >log 2>&1) ||
+        { tail -n 5 "$unpacked/debs/log" >&2; rm -rf "$unpacked"; fail 'the packages of Cyrus cannot be fetched'; }
+    for deb in "$unpacked"/debs/*.deb; do dpkg -x "$deb" "$unpacked"; done
+    rm -r "$unpacked/debs"
+    chmod 755 "$unpacked"
+    mv "$unpacked" "$CYRUS"
 }
 
 # ---- Rust --------------------------------------------------------------------------------------------
@@ -102,6 +151,10 @@ check_may_install() {
 ask() {
     say "missing here:$missing"
     say "apt-get will install them without recommended packages; no daemon is started"
+    case $missing in
+        *' dovecot-core '* | *' dovecot-core') ;;
+        *' dovecot-'*) say 'the Dovecot that is here will speak what these add, too, when it is started the next time' ;;
+    esac
     if [ -n "${CI:-}" ] || [ "${YES:-}" = 1 ]; then return; fi
     [ -t 0 ] || fail 'nobody here to ask: set YES=1 to install them'
     printf 'deps: install them? [Y/n] '
@@ -208,6 +261,7 @@ first=$missing
 if [ "$what" != build ]; then "needs_of_$what"; fi
 
 if [ -z "$missing" ]; then
+    unpack_cyrus
     say 'nothing is missing'
     if [ $# -gt 0 ]; then exec "$@"; fi
     exit 0
@@ -245,4 +299,5 @@ else
 fi
 wait "$installing" || { explain_failure; exit 1; }
 say "installed:$missing"
+unpack_cyrus
 exit "$built"

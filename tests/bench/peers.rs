@@ -65,6 +65,7 @@ pub async fn postfix(recipients: Vec<(String, u16)>) -> anyhow::Result<Postfix> 
             recipients.into_iter().map(|(recipient, port)| (recipient, local(port))).collect(),
         ),
         wants_names: false,
+        sasl: None,
     })
     .await
     .context("Postfix as a peer")

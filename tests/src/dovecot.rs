@@ -1,11 +1,14 @@
-//! A private Dovecot: IMAP and LMTP on loopback, Maildirs, users from a file.
+//! A private Dovecot: IMAP and LMTP on loopback, Maildirs, users from a file; all that a mail provider's
+//! has, if a test wants it ([`Full`]).
 //!
 //! Dovecot 2.3 (Debian 12, Ubuntu 22.04 and 24.04) and 2.4 (Debian 13 and later) want different words for
 //! the same; [`dialect`] knows them. It runs as root as usual or wholly as an ordinary user; mail belongs
 //! to an ordinary user either way, since Dovecot refuses root's.
 
 mod dialect;
+mod full;
 mod gate;
+mod token;
 
 use std::fmt::Write;
 use std::fs;
@@ -24,7 +27,9 @@ use crate::ports::{self, ATTEMPTS};
 use crate::test_ca::Identity;
 use crate::user::User;
 
+pub use full::{Full, TOKEN_KEY};
 pub use gate::HeldLogin;
+pub use token::token;
 
 /// What it writes.
 const LOG: &str = "dovecot.log";
@@ -43,6 +48,8 @@ pub struct Options {
     pub tls: Option<Identity>,
     /// Logins may be held back ([`Dovecot::hold_login`]).
     pub gate: bool,
+    /// It speaks the other protocols, too, knows more mechanisms and lets master users in.
+    pub full: Option<Full>,
 }
 
 impl Options {
@@ -71,6 +78,10 @@ struct Addresses {
     imap: SocketAddr,
     imaps: SocketAddr,
     lmtp: SocketAddr,
+    pop3: SocketAddr,
+    managesieve: SocketAddr,
+    submission: SocketAddr,
+    sasl: SocketAddr,
 }
 
 impl Dovecot {
@@ -86,6 +97,9 @@ impl Dovecot {
         place.directory("run", 0o755, None)?;
         if options.gate {
             gate::set_up(&place)?;
+        }
+        if let Some(full) = &options.full {
+            full.set_up(&place)?;
         }
         let mut server = Self {
             name: name.to_owned(),
@@ -168,6 +182,37 @@ impl Dovecot {
     /// Where it speaks LMTP.
     pub fn lmtp(&self) -> SocketAddr {
         self.addresses.lmtp
+    }
+
+    /// Whether it has all that [`Full`] is about.
+    pub fn is_full(&self) -> bool {
+        self.options.full.is_some()
+    }
+
+    /// Where it speaks POP3, if it is [`Full`].
+    pub fn pop3(&self) -> SocketAddr {
+        self.addresses.pop3
+    }
+
+    /// Where it speaks ManageSieve, if it is [`Full`].
+    pub fn managesieve(&self) -> SocketAddr {
+        self.addresses.managesieve
+    }
+
+    /// Where it takes mail from its users, if it is [`Full`].
+    pub fn submission(&self) -> SocketAddr {
+        self.addresses.submission
+    }
+
+    /// Where a Postfix may ask about passwords, if it is [`Full`].
+    pub fn sasl(&self) -> SocketAddr {
+        self.addresses.sasl
+    }
+
+    /// An account's Sieve script, if it has put one of this name.
+    pub fn script(&self, account: &str, name: &str) -> Option<String> {
+        let home = self.place.join("mail").join(account);
+        fs::read_to_string(home.join("sieve").join(format!("{name}.sieve"))).ok()
     }
 
     /// Adds an account, or changes its password.
@@ -254,7 +299,15 @@ impl Dovecot {
 
 impl Addresses {
     fn reserve() -> Result<Self> {
-        Ok(Self { imap: ports::reserve()?, imaps: ports::reserve()?, lmtp: ports::reserve()? })
+        Ok(Self {
+            imap: ports::reserve()?,
+            imaps: ports::reserve()?,
+            lmtp: ports::reserve()?,
+            pop3: ports::reserve()?,
+            managesieve: ports::reserve()?,
+            submission: ports::reserve()?,
+            sasl: ports::reserve()?,
+        })
     }
 }
 

@@ -52,8 +52,17 @@ impl Lab {
     /// As [`Self::start`].
     pub async fn with_table(table: Table) -> Result<Self> {
         let options = dovecot::Options { gate: true, ..dovecot::Options::with_users(ACCOUNTS) };
-        let old = Dovecot::start("old", options.clone()).await?;
-        let new = Dovecot::start("new", options).await?;
+        Self::with_servers(table, [options.clone(), options]).await
+    }
+
+    /// The same with other servers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub async fn with_servers(table: Table, servers: [dovecot::Options; 2]) -> Result<Self> {
+        let [old, new] = servers;
+        let (old, new) = (Dovecot::start("old", old).await?, Dovecot::start("new", new).await?);
         let rows: Vec<String> =
             ACCOUNTS.iter().map(|account| format!("('{account}', 'old')")).collect();
         table.sql(&format!(
@@ -79,6 +88,7 @@ impl Lab {
             name: name.to_owned(),
             url: self.table.url(),
             backends: node::dovecot("old", &self.old) + &node::dovecot("new", &self.new),
+            every_protocol: self.old.is_full() && self.new.is_full(),
             ..node::Options::default()
         }
     }

@@ -6,6 +6,7 @@
 pub mod chat;
 pub mod children;
 pub mod conversation;
+pub mod cyrus;
 pub mod dovecot;
 pub mod gateway_node;
 pub mod imap;
@@ -20,6 +21,7 @@ pub mod pooler;
 pub mod ports;
 pub mod postfix;
 pub mod postgres;
+pub mod program;
 pub mod rows;
 pub mod sink;
 pub mod smtp;

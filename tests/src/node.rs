@@ -1,18 +1,21 @@
 //! A Mailshift node as operators run it: both services as processes of their own, with a `mailshift.toml`.
 
+mod backends;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::children::Child;
-use crate::dovecot::Dovecot;
 use crate::imap::{Imap, Response};
+use crate::patience::until;
 use crate::place::Place;
-use crate::postfix::Postfix;
 use crate::smtp::{self, Reply, Smtp};
 use crate::test_ca::{Identity, TestCa};
 use crate::user::{User, as_root};
+
+pub use backends::{by_lmtp, cyrus, dovecot, login, postfix};
 
 /// The name that clients know the login proxy by.
 pub const IMAP_HOST: &str = "imap.example.org";
@@ -36,11 +39,19 @@ pub struct Options {
     pub mx: String,
     /// More keys of `[login]`.
     pub login: String,
+    /// Listen for POP3, submission and ManageSieve, too.
+    pub every_protocol: bool,
     /// Where the services listen, if not on ports that the system chooses: SMTP, IMAP, IMAP with TLS.
     pub listen: Option<[SocketAddr; 3]>,
     /// Whom the services run as, if not this user. Wants root, or `sudo -n`.
     pub run_as: Option<User>,
 }
+
+/// The login proxy's listeners in the order of the configuration, which is that of its log; the first two
+/// are there always.
+const LISTENERS: [&str; 7] =
+    ["imap", "imaps", "pop3", "pop3s", "submission", "submissions", "managesieve"];
+const ALWAYS: usize = 2;
 
 /// Both services of one node. They stop with this value.
 #[derive(Debug)]
@@ -50,9 +61,9 @@ pub struct Node {
     /// The login proxy, while it runs.
     pub proxy: Option<Child>,
     smtp: SocketAddr,
-    imap: SocketAddr,
-    imaps: SocketAddr,
+    logins: Vec<SocketAddr>,
     ca_file: PathBuf,
+    every_protocol: bool,
     run_as: Option<User>,
     place: Place,
 }
@@ -65,7 +76,7 @@ impl Node {
     /// One does not; the end of its log is in the message.
     pub async fn start(options: &Options, ca: &TestCa) -> Result<Self> {
         let place = Place::new()?;
-        let identities = [ca.issue(IMAP_HOST)?, ca.issue(MX_HOST)?];
+        let identities = [ca.issue(IMAP_HOST)?, ca.issue(MX_HOST)?, ca.issue("localhost")?];
         place.directory("state", 0o700, options.run_as)?;
         place.write("mailshift.toml", &configuration(options, &identities, &place), 0o644, None)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -73,8 +84,8 @@ impl Node {
             gateway: None,
             proxy: None,
             smtp: nowhere,
-            imap: nowhere,
-            imaps: nowhere,
+            logins: Vec::new(),
+            every_protocol: options.every_protocol,
             ca_file: ca.file(),
             run_as: options.run_as,
             place,
@@ -95,11 +106,8 @@ impl Node {
         }
         // Both at once: each waits for the table.
         let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
-        self.smtp = first(&serving(&gateway).await?)?;
-        let [imap, imaps] = *serving(&proxy).await? else {
-            anyhow::bail!("two listeners were asked for")
-        };
-        (self.imap, self.imaps) = (imap, imaps);
+        self.smtp = first(&serving(&gateway, 1).await?)?;
+        self.logins = serving(&proxy, listeners(self.every_protocol).len()).await?;
         (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
         Ok(())
     }
@@ -143,12 +151,23 @@ impl Node {
 
     /// Where the login proxy speaks IMAP, with STARTTLS.
     pub fn imap(&self) -> SocketAddr {
-        self.imap
+        self.listener("imap")
     }
 
     /// Where it speaks IMAP with implicit TLS.
     pub fn imaps(&self) -> SocketAddr {
-        self.imaps
+        self.listener("imaps")
+    }
+
+    /// Where the login proxy listens by the name of a listener, such as `pop3s`.
+    ///
+    /// # Panics
+    ///
+    /// There is no such listener.
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        let position = LISTENERS.iter().position(|listener| *listener == name);
+        let address = position.and_then(|position| self.logins.get(position));
+        *address.unwrap_or_else(|| panic!("the login proxy has no listener {name}"))
     }
 
     /// Sends a message with this subject to one recipient through the gateway.
@@ -179,7 +198,7 @@ impl Node {
     /// Nobody is there, or does not greet.
     pub async fn connect(&self) -> Result<Imap> {
         let tls = crate::test_ca::connector_trusting(&self.ca_file)?;
-        Imap::connect_tls(self.imaps, &tls, IMAP_HOST).await
+        Imap::connect_tls(self.imaps(), &tls, IMAP_HOST).await
     }
 
     /// Logs in through the login proxy; the password is that of all test accounts.
@@ -234,41 +253,20 @@ impl Node {
     }
 }
 
-/// The sections of a backend that is a Dovecot: LMTP and IMAP, the client's address by XCLIENT and ID.
-pub fn dovecot(name: &str, server: &Dovecot) -> String {
-    by_lmtp(name, server.lmtp(), server.imap())
+fn listeners(every_protocol: bool) -> &'static [&'static str] {
+    let count = if every_protocol { LISTENERS.len() } else { ALWAYS };
+    LISTENERS.get(..count).unwrap_or_default()
 }
 
-/// The same on ways of one's own to both ([`crate::link::Link`]).
-pub fn by_lmtp(name: &str, lmtp: SocketAddr, imap: SocketAddr) -> String {
-    backend(name, lmtp, "lmtp", imap)
-}
-
-/// The sections of a backend that takes mail by a Postfix in front of its Dovecot.
-pub fn postfix(name: &str, mail: &Postfix, imap: &Dovecot) -> String {
-    backend(name, mail.smtp(), "smtp", imap.imap())
-}
-
-fn backend(name: &str, mail: SocketAddr, protocol: &str, imap: SocketAddr) -> String {
-    format!(
-        "[backends.{name}.mail]
-host = \"{}\"
-port = {}
-protocol = \"{protocol}\"
-identity = \"xclient\"
-[backends.{name}.imap]
-host = \"{}\"
-port = {}
-",
-        mail.ip(),
-        mail.port(),
-        imap.ip(),
-        imap.port()
-    )
-}
-
-fn configuration(options: &Options, identities: &[Identity; 2], place: &Place) -> String {
-    let [smtp, imap, imaps] = options.listen.unwrap_or([SocketAddr::from(([127, 0, 0, 1], 0)); 3]);
+fn configuration(options: &Options, identities: &[Identity], place: &Place) -> String {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let [smtp, first @ ..] = options.listen.unwrap_or([anywhere; 3]);
+    let logins: String = listeners(options.every_protocol)
+        .iter()
+        .enumerate()
+        .map(|(position, name)| (name, first.get(position).unwrap_or(&anywhere)))
+        .map(|(name, address)| format!("{name} = {{ listen = [\"{address}\"] }}\n"))
+        .collect();
     let certificates: Vec<String> = identities
         .iter()
         .map(|Identity { cert_file, key_file }| {
@@ -294,9 +292,7 @@ smtp = {{ listen = [\"{smtp}\"] }}
 {mx}
 [login]
 hostname = \"{IMAP_HOST}\"
-imap = {{ listen = [\"{imap}\"] }}
-imaps = {{ listen = [\"{imaps}\"] }}
-failure_delay = \"0s\"
+{logins}failure_delay = \"0s\"
 {login}
 [log]
 format = \"json\"
@@ -312,18 +308,26 @@ format = \"json\"
     )
 }
 
-/// Waits until a service says that it serves, and returns the addresses on which it listens, in the
+/// Waits until a service says that it serves, and returns the addresses of its listeners, so many, in the
 /// order of the configuration.
-async fn serving(service: &Child) -> Result<Vec<SocketAddr>> {
+async fn serving(service: &Child, count: usize) -> Result<Vec<SocketAddr>> {
     service.logged(&["\"ready\""]).await?;
-    let addresses = service
-        .log()
-        .lines()
+    // It may be ready before it has heard from every backend, which its listeners wait for.
+    let found = until("listeners", || {
+        let addresses = listening(&service.log());
+        (addresses.len() == count || !service.is_running()).then_some(addresses)
+    });
+    let addresses = found.await.with_context(|| service.end_of_log())?;
+    ensure!(addresses.len() == count, "it ended: {}", service.end_of_log());
+    Ok(addresses)
+}
+
+fn listening(log: &str) -> Vec<SocketAddr> {
+    log.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|line| line["message"] == "listening")
         .filter_map(|line| line["addresses"].as_str()?.trim_matches(['[', ']']).parse().ok())
-        .collect();
-    Ok(addresses)
+        .collect()
 }
 
 fn log_of(service: &str) -> String {

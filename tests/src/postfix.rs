@@ -50,6 +50,8 @@ pub struct Options {
     pub delivery: Delivery,
     /// Clients that have no name are refused for good.
     pub wants_names: bool,
+    /// It takes mail from whom this Dovecot's authentication service knows, and from nobody else.
+    pub sasl: Option<SocketAddr>,
 }
 
 /// A private Postfix server, ended with this value.
@@ -185,13 +187,17 @@ impl Postfix {
 
     fn write_configuration(&self, daemons: &str) -> Result<()> {
         let place = self.place.path().display();
-        let Options { domain, recipients, delivery, wants_names } = &self.options;
+        let Options { domain, recipients, delivery, wants_names, sasl } = &self.options;
         let transport = match delivery {
             Delivery::Maildirs => "virtual".to_owned(),
             Delivery::Lmtp(address) => format!("lmtp:inet:{address}"),
             Delivery::Split(_) => "error:no transport".to_owned(),
         };
         let clients = if *wants_names { "reject_unknown_client_hostname" } else { "" };
+        let (relay, sasl) = match sasl {
+            None => ("permit_mynetworks, reject_unauth_destination", String::new()),
+            Some(service) => ("permit_sasl_authenticated, reject", authentication(*service)),
+        };
         let User { uid, gid } = User::unprivileged()?;
         let main = format!(
             "compatibility_level = 3.6
@@ -210,7 +216,7 @@ local_recipient_maps =
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination
+smtpd_relay_restrictions = {relay}
 smtpd_authorized_xclient_hosts = 127.0.0.1
 smtpd_peername_lookup = no
 smtpd_client_restrictions = {clients}
@@ -228,7 +234,7 @@ virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 virtual_transport = {transport}
 transport_maps = texthash:{place}/etc/transports
-",
+{sasl}",
             commands = postconf("command_directory")?
         );
         let mut known = String::new();
@@ -258,6 +264,16 @@ transport_maps = texthash:{place}/etc/transports
         let etc = self.place.join("etc").to_string_lossy().into_owned();
         run(as_root("Postfix's master")?, &["chown", "-R", "root:root", &etc])
     }
+}
+
+/// Settings for asking a Dovecot about passwords.
+fn authentication(service: SocketAddr) -> String {
+    format!(
+        "smtpd_sasl_auth_enable = yes
+smtpd_sasl_type = dovecot
+smtpd_sasl_path = inet:{service}
+"
+    )
 }
 
 /// Services, none of them locked in: there are no libraries in a private queue.

@@ -6,11 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Dovecot, LOG, gate, output};
+use super::{Dovecot, LOG, full, gate, output};
 use crate::user::is_root;
 
 /// The domain of a login without one.
-const DOMAIN: &str = "example.org";
+pub(super) const DOMAIN: &str = "example.org";
 
 /// Major and minor version.
 pub(super) type Version = (u32, u32);
@@ -44,15 +44,18 @@ pub(super) fn configuration(server: &Dovecot, version: Version) -> Result<String
         words_of_2_3(&mut text, server)?;
     }
     common(&mut text, server)?;
+    if let Some(full) = &server.options.full {
+        full.write(&mut text, server, version)?;
+    }
     if !is_root() {
-        without_root(&mut text, version)?;
+        without_root(&mut text, server, version)?;
     }
     Ok(text)
 }
 
 fn common(text: &mut String, server: &Dovecot) -> Result<()> {
     let place = server.place.path().display();
-    let super::Addresses { imap, imaps, lmtp } = server.addresses;
+    let super::Addresses { imap, imaps, lmtp, .. } = server.addresses;
     let imaps_port = if server.options.tls.is_some() { imaps.port() } else { 0 };
     write!(
         text,
@@ -102,13 +105,14 @@ namespace inbox {{
 }
 
 /// As an ordinary user nothing can be locked in or run as somebody else.
-fn without_root(text: &mut String, version: Version) -> Result<()> {
+fn without_root(text: &mut String, server: &Dovecot, version: Version) -> Result<()> {
     let name = |which: &str| output(Command::new("id").arg(which));
     let (user, group) = (name("-un")?, name("-gn")?);
     write!(text, "default_internal_user = {user}default_login_user = {user}")?;
     write!(text, "default_internal_group = {group}")?;
+    let more = if server.is_full() { full::LOGIN_SERVICES } else { &[] };
     let gone: &[&str] = if version < (2, 4) { &["aggregator", "ipc"] } else { &[] };
-    for service in ["anvil", "imap-login", "stats"].iter().chain(gone) {
+    for service in ["anvil", "imap-login", "stats"].iter().chain(gone).chain(more) {
         writeln!(text, "service {service} {{\n  chroot =\n}}")?;
     }
     Ok(())
@@ -137,11 +141,20 @@ userdb {{
     if server.options.gate {
         write!(
             text,
-            "passdb {{\n  driver = checkpassword\n  args = {}\n}}\n",
+            "passdb {{\n  driver = checkpassword\n  args = {}\n  mechanisms = plain login\n}}\n",
             gate::script(&server.place)
         )?;
     }
-    write!(text, "passdb {{\n  driver = passwd-file\n  args = {place}/users\n}}\n")?;
+    // Tokens are no passwords.
+    write!(
+        text,
+        "passdb {{
+  driver = passwd-file
+  args = {place}/users
+  mechanisms = plain login scram-sha-1 scram-sha-256
+}}
+"
+    )?;
     match &server.options.tls {
         None => writeln!(text, "ssl = no")?,
         Some(identity) => write!(

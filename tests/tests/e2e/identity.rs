@@ -49,6 +49,7 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
         recipients: ACCOUNTS.map(str::to_owned).to_vec(),
         delivery: Delivery::Lmtp(lab.old.lmtp()),
         wants_names: false,
+        sasl: None,
     })
     .await
     .unwrap();
@@ -88,6 +89,7 @@ async fn postfix_never_refuses_a_client_for_good_whose_name_we_did_not_look_up()
         recipients: ACCOUNTS.map(str::to_owned).to_vec(),
         delivery: Delivery::Maildirs,
         wants_names: true,
+        sasl: None,
     })
     .await
     .unwrap();

@@ -1,6 +1,7 @@
 //! Everything together, on real servers: private Dovecots, Postfix, Postgres and SQLite, and the services
 //! as processes of their own.
 
+mod clients;
 mod flip;
 mod identity;
 mod names;
