@@ -13,6 +13,7 @@ mod watch;
 mod xclient;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use shared::address::Domain;
 use shared::backend::{Endpoint, LoginProtocol};
@@ -20,10 +21,13 @@ use shared::credentials::Credentials;
 use shared::proxy_protocol::Extensions;
 use shared::sasl::Mechanisms;
 use shared::wire::{ConnectError, Deadlines, Proxied, Watch, Wire, WireError};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 pub use self::prompt::{Asked, Prompt, prompt};
 use crate::front::Told;
+
+/// How long a backend is given, about, before it is connected to a second time.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A backend that said yes.
 #[derive(Debug)]
@@ -86,6 +90,8 @@ pub struct Abilities {
     pub capabilities: Vec<Box<str>>,
     /// Its mechanisms.
     pub mechanisms: Mechanisms,
+    /// It believes what we say of clients, in the way that is configured; `None` where that cannot be told.
+    pub believes_us: Option<bool>,
 }
 
 /// Why a backend did not say yes.
@@ -177,7 +183,15 @@ async fn connect(
         unique_id: Some(client.session),
         tls: client.tls,
     });
-    Ok(Wire::connect_telling(endpoint, proxied, extensions, deadlines).await?)
+    let connect = || Wire::connect_telling(endpoint, proxied, extensions, deadlines);
+    match connect().await {
+        // A client waits, and nothing was said yet: a server that starts again has a second chance.
+        Err(error) if error.may_pass() && client.is_some() => {
+            sleep(AGAIN.mul_f64(0.5 + fastrand::f64())).await;
+            Ok(connect().await?)
+        }
+        connected => Ok(connected?),
+    }
 }
 
 /// Dovecot's words for its limit; older ones give it the code of something that passes by itself, and

@@ -71,6 +71,11 @@ fn without_unauthenticate(capabilities: &mut String) -> Option<Box<dyn Watch>> {
 /// An [`AttachError`].
 pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, AttachError> {
     let (mut wire, capabilities) = open(endpoint, None, until).await?;
+    let believes_us = match endpoint.identity {
+        Identity::DovecotId if capabilities.has("ID") => believes_us(&mut wire).await?,
+        Identity::DovecotId => Some(false),
+        Identity::None | Identity::Xclient | Identity::Proxy | Identity::ProxyV1 => None,
+    };
     wire.output.push("Q LOGOUT\r\n");
     wire.close().await;
     let words = capabilities.0.split(' ').filter(|word| !word.is_empty());
@@ -84,7 +89,14 @@ pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, Att
         mechanisms = mechanisms.union(Mechanisms::PASSWORDS);
     }
     let capabilities = words.filter(|word| !told_by_front(word)).map(Into::into).collect();
-    Ok(Abilities { capabilities, mechanisms })
+    Ok(Abilities { capabilities, mechanisms, believes_us })
+}
+
+/// Dovecot 2.4 says to whom it listens; an older one says the same to everybody.
+async fn believes_us(wire: &mut Wire) -> Result<Option<bool>, AttachError> {
+    wire.say("I ID (\"x-session-id\" \"probe\")\r\n").await?;
+    let reply = Exchange::default().tagged(wire, "I").await?;
+    Ok(reply.text.starts_with("Trusted ").then_some(true))
 }
 
 /// A connection that is greeted and secured, and what it says that it can.

@@ -52,7 +52,12 @@ pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, Att
     wire.close().await;
     let mechanisms = capabilities.mechanisms();
     let offered = capabilities.0.iter().filter(|offered| !PERSONAL.contains(&&*offered.name));
-    Ok(Abilities { capabilities: offered.map(Capability::to_line).collect(), mechanisms })
+    let believes_us = (endpoint.identity == Identity::Xclient).then(|| capabilities.has("XCLIENT"));
+    Ok(Abilities {
+        capabilities: offered.map(Capability::to_line).collect(),
+        mechanisms,
+        believes_us,
+    })
 }
 
 /// What a server says that it can.

@@ -26,7 +26,7 @@ const MAX_AUTH_LINE: usize = 255;
 /// An [`AttachError`]; the connection is closed.
 pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attached, AttachError> {
     let Attempt { credentials, client, prompt, until, .. } = attempt;
-    let (mut wire, capabilities) = open(endpoint, Some(client), until).await?;
+    let (mut wire, capabilities, _) = open(endpoint, Some(client), until).await?;
     authenticate(&mut wire, credentials, prompt, &capabilities).await?;
     Ok(Attached { wire, welcome: Welcome::default(), watch: None })
 }
@@ -37,7 +37,7 @@ pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attache
 ///
 /// An [`AttachError`].
 pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, AttachError> {
-    let (mut wire, capabilities) = open(endpoint, None, until).await?;
+    let (mut wire, capabilities, offers_xclient) = open(endpoint, None, until).await?;
     wire.output.push("QUIT\r\n");
     wire.close().await;
     let mut mechanisms = capabilities.mechanisms();
@@ -49,15 +49,18 @@ pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, Att
         ["STLS", "SASL", "USER"].iter().any(|known| word.eq_ignore_ascii_case(known))
     };
     let lines = capabilities.0.iter().flatten().filter(|line| !told_by_front(line));
-    Ok(Abilities { capabilities: lines.map(|line| line.as_str().into()).collect(), mechanisms })
+    let believes_us = (endpoint.identity == Identity::Xclient).then_some(offers_xclient);
+    let capabilities = lines.map(|line| line.as_str().into()).collect();
+    Ok(Abilities { capabilities, mechanisms, believes_us })
 }
 
-/// A connection that is greeted, secured and told who the client is; and what it says that it can.
+/// A connection that is greeted, secured and told who the client is; what it says that it can; and whether
+/// it offers XCLIENT.
 async fn open(
     endpoint: &Endpoint,
     client: Option<Client<'_>>,
     until: Instant,
-) -> Result<(Wire, Capabilities), AttachError> {
+) -> Result<(Wire, Capabilities, bool), AttachError> {
     let mut wire = connect(endpoint, client, until).await?;
     let greeting = Reply::verdict(&mut wire).await?.map_err(|no| no.to_anything_else())?;
     if let BackendTls::StartTls(config, name) = &endpoint.tls {
@@ -68,8 +71,8 @@ async fn open(
     }
     our_turn(&wire)?;
     // Said to trusted peers alone, and nowhere but in the greeting.
-    let forwards =
-        client.filter(|_| endpoint.identity == Identity::Xclient && offers_xclient(&greeting));
+    let offers_xclient = offers_xclient(&greeting);
+    let forwards = client.filter(|_| endpoint.identity == Identity::Xclient && offers_xclient);
     if let Some(client) = forwards {
         wire.output.push(format!("XCLIENT {}\r\n", xclient::attributes(client)));
     }
@@ -85,7 +88,7 @@ async fn open(
         Err(_) => Capabilities(None),
     };
     our_turn(&wire)?;
-    Ok((wire, capabilities))
+    Ok((wire, capabilities, offers_xclient))
 }
 
 /// `[XCLIENT]` in front of a greeting's text.

@@ -56,7 +56,10 @@ pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, Att
     let offered = open(&mut wire, endpoint, &name).await?;
     wire.output.push("QUIT\r\n");
     wire.close().await;
-    Ok(Abilities { capabilities: offered.lines, mechanisms: offered.mechanisms })
+    let Offered { extensions, lines, mechanisms } = offered;
+    let believes_us =
+        (endpoint.identity == Identity::Xclient).then(|| extensions.takes_xclient("ADDR"));
+    Ok(Abilities { capabilities: lines, mechanisms, believes_us })
 }
 
 /// What a server says in answer to EHLO.

@@ -41,7 +41,7 @@ mod tests {
 
     fn says(words: &str) -> Abilities {
         let capabilities = words.split(' ').map(Into::into).collect();
-        Abilities { capabilities, mechanisms: Mechanisms::PASSWORDS }
+        Abilities { capabilities, mechanisms: Mechanisms::PASSWORDS, believes_us: None }
     }
 
     #[test]

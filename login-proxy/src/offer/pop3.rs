@@ -37,7 +37,7 @@ mod tests {
 
     fn says(lines: &[&str]) -> Abilities {
         let capabilities = lines.iter().map(|line| (*line).into()).collect();
-        Abilities { capabilities, mechanisms: Mechanisms::PASSWORDS }
+        Abilities { capabilities, mechanisms: Mechanisms::PASSWORDS, believes_us: None }
     }
 
     fn merged(backends: &[&[&str]]) -> String {

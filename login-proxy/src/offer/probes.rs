@@ -151,6 +151,16 @@ impl Said {
             capabilities = abilities.capabilities.join(", "), mechanisms = ?abilities.mechanisms,
             "what the backend can"
         );
+        if abilities.believes_us == Some(false)
+            && known.is_none_or(|k| k.believes_us != Some(false))
+        {
+            tracing::warn!(
+                backend = %backend.name, protocol = %self.protocol.kind,
+                "the backend takes no client's address from us, so it takes us for every client: name \
+                 this host in its login_trusted_networks or smtpd_authorized_xclient_hosts, or set \
+                 another identity for it"
+            );
+        }
         backends.insert(backend.name.as_str().into(), abilities);
         let all: Vec<_> = backends.values().cloned().collect();
         let offer = (self.protocol.merge)(&all);

@@ -88,7 +88,7 @@ mod tests {
 
     fn says(lines: &str) -> Abilities {
         let capabilities = lines.split(", ").map(Into::into).collect();
-        Abilities { capabilities, mechanisms: Mechanisms::PASSWORDS }
+        Abilities { capabilities, mechanisms: Mechanisms::PASSWORDS, believes_us: None }
     }
 
     fn merged(all: &[&str]) -> String {

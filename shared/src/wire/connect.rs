@@ -64,6 +64,18 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// True for a failure that may be gone a moment later, such as a server that starts again. One that took
+    /// its whole time, or a certificate that is not the one, will not be.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Resolve { .. } | Self::Connect { .. } => true,
+            Self::Secure { source, .. } => matches!(source, WireError::Closed | WireError::Io(_)),
+            Self::NoAddress(_) | Self::Timeout(_) => false,
+        }
+    }
+}
+
 impl Wire {
     /// Connects to `endpoint`: resolves its name, tries each address, all within its connect
     /// timeout; then writes a PROXY header if it is told clients that way (LOCAL without a client),

@@ -14,6 +14,7 @@ mod managesieve;
 mod mechanisms;
 mod memory;
 mod names;
+mod offers;
 mod pipelining;
 mod pop3;
 mod reasons;

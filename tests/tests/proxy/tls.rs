@@ -1,5 +1,6 @@
 //! TLS on both legs, and plaintext where TLS must begin (study of STARTTLS injection).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -9,6 +10,8 @@ use tests::imap::Imap;
 use tests::login_backend::{LoginBackend, Manners, Tls};
 use tests::login_node::{LoginNode, Settings};
 use tests::test_ca::{TestCa, server_name};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::alone;
 
@@ -193,5 +196,36 @@ async fn a_backend_without_imap_is_a_fault_of_ours() -> Result<()> {
     let mut client = node.connect().await?;
     client.say("a LOGIN ann@example.org secret").await?;
     client.expect("a NO [SERVERBUG]").await?;
+    Ok(())
+}
+
+/// What stands before `backend` as it starts again: the first connection is closed at once, the second one
+/// gets through.
+async fn starting_again(backend: SocketAddr) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        drop(listener.accept().await?);
+        let (mut front, _) = listener.accept().await?;
+        let mut back = TcpStream::connect(backend).await?;
+        copy_bidirectional(&mut front, &mut back).await
+    });
+    Ok(address)
+}
+
+#[tokio::test]
+async fn a_backend_that_starts_again_has_a_second_chance() -> Result<()> {
+    let ca = TestCa::new()?;
+    let tls = Some(Tls::Implicit(ca.issue(HOST)?.acceptor()?));
+    let old = LoginBackend::start("old", Manners { tls, ..Manners::default() }).await?;
+    let (port, to_backend) = (starting_again(old.address).await?.port(), to_backend(&ca, true)?);
+    let node = LoginNode::start([old.configured_as(|endpoint| {
+        endpoint.port = port;
+        endpoint.tls = to_backend;
+    })])?;
+    node.set_owner("ann", "old");
+    let mut client = node.log_in("ann").await?;
+    client.say("a NOOP").await?;
+    client.expect("a OK done at old").await?;
     Ok(())
 }
