@@ -18,7 +18,7 @@ fn the_readmes_configuration_is_good() {
     assert_eq!(examples.len(), 1);
     let config = Config::parse(Path::new("README.md"), &examples[0]).unwrap();
     assert_eq!(config.backends.iter().count(), 2);
-    assert_eq!((config.mx.listeners.len(), config.login.listeners.len()), (1, 2));
+    assert_eq!((config.mx.listeners.len(), config.login.listeners.len()), (1, 3));
 }
 
 #[test]
