@@ -54,7 +54,8 @@ fn listen(service: &Service, bound: Vec<(&'static Protocol, ListenerConfig, List
 
 /// What is to be configured where there would be nothing to do.
 pub fn idle(config: &Config) -> Option<&'static str> {
-    config.login.listeners.is_empty().then_some("set login.imap.listen or login.imaps.listen")
+    const NOTHING: &str = "set login.imaps.listen, or that of another protocol";
+    config.login.listeners.is_empty().then_some(NOTHING)
 }
 
 /// What the connections of one listener work with.

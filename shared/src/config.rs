@@ -409,6 +409,16 @@ format = "jsn"
     }
 
     #[test]
+    fn a_listener_needs_a_backend_that_speaks_its_protocol() {
+        let text = GOOD.replace("[login]\n", "[login]\npop3 = { listen = [\":110\"] }\n");
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("login.pop3: no backend speaks pop3"), "{found:?}");
+        let text = format!("{text}[backends.old.pop3]\nhost = \"127.0.0.1\"\n");
+        assert!(Config::parse(Path::new("mailshift.toml"), &text).is_ok());
+    }
+
+    #[test]
     fn capabilities_before_login_are_words_and_nothing_that_depends_on_the_connection() {
         let said = |key: &str, words: &[&str]| {
             GOOD.replace("[login]\n", &format!("[login]\nadvertise.{key} = {words:?}\n"))

@@ -63,13 +63,16 @@ impl Parser<'_, '_> {
     fn config(&mut self, file: raw::File) -> Config {
         let host = own_host_name();
         let has_certificate = file.tls.self_signed || !file.tls.certificates.is_empty();
+        let backends = self.backends(file.backends);
+        let login = self.login(file.login, &host, has_certificate);
+        self.somebody_speaks(&login, &backends);
         Config {
             node: self.node(file.node, &host),
             ownership: self.ownership(file.ownership),
-            backends: self.backends(file.backends),
+            backends,
             names: self.names(file.names),
             mx: self.mx(file.mx, &host, has_certificate),
-            login: self.login(file.login, &host, has_certificate),
+            login,
             tls: self.tls(file.tls),
             log: self.log(file.log),
         }

@@ -41,7 +41,7 @@ fn nothing_to_listen_on_is_a_wrong_configuration() -> Result<()> {
     let output = login_proxy(&["run", "--config", &file.to_string_lossy()])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(78), "{said}");
-    assert!(said.contains("login.imap.listen"), "{said}");
+    assert!(said.contains("login.imaps.listen"), "{said}");
     Ok(())
 }
 

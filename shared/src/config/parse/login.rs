@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Parser, raw};
-use crate::backend::LoginProtocol;
+use crate::backend::{Backends, LoginProtocol};
 use crate::config::{Advertised, ListenerTls, LoginConfig, LoginListener};
 use crate::sasl::{Mechanism, Mechanisms};
 
@@ -64,6 +64,19 @@ impl Parser<'_, '_> {
             data_grace: login.data_grace,
             allow_plaintext: login.allow_plaintext,
             trusted_networks: login.trusted_networks,
+        }
+    }
+
+    /// A listener for whose protocol no backend has an endpoint could only ever refuse.
+    pub(super) fn somebody_speaks(&mut self, login: &LoginConfig, backends: &Backends) {
+        for protocol in LoginProtocol::ALL {
+            let listens = login.listeners.iter().any(|listener| listener.protocol == protocol);
+            if listens && !backends.iter().any(|backend| backend.login(protocol).is_some()) {
+                let message = format!(
+                    "no backend speaks {protocol}: set [backends.NAME.{protocol}] for each that does"
+                );
+                self.problems.note(&format!("login.{protocol}"), message);
+            }
         }
     }
 
