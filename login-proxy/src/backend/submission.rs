@@ -259,8 +259,8 @@ mod tests {
             (432, "4.7.12 transition", "Unavailable"),
             (421, "4.3.2 closing", "Unavailable"),
             (421, "4.7.0 Maximum number of connections from user+IP exceeded", "TooManySessions"),
-            (250, "Ok", "Protocol(\"a reply out of turn\")"),
-            (354, "go on", "Protocol(\"a reply out of turn\")"),
+            (250, "Ok", "Protocol"),
+            (354, "go on", "Protocol"),
         ] {
             assert_eq!(heard(code, text), expected, "{code} {text}");
         }
@@ -270,11 +270,11 @@ mod tests {
     fn a_challenge_is_base64_or_a_no_in_disguise() {
         assert_eq!(challenge("").unwrap(), b"");
         assert_eq!(challenge("VXNlcm5hbWU6").unwrap(), b"Username:");
-        let no = |text: &str| format!("{:?}", challenge(text).unwrap_err());
+        let no = |text: &str| cause(&challenge(text).unwrap_err());
         assert_eq!(no("5.7.8 Second factor required."), "Rejected");
         assert_eq!(no("5.7.8"), "Rejected");
         assert_eq!(no("4.7.0 later!"), "Unavailable");
-        assert_eq!(no("Username:"), "Protocol(\"a challenge that is not base64\")");
+        assert_eq!(no("Username:"), "Protocol");
     }
 
     #[test]
