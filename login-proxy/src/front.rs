@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use shared::address::Domain;
 use shared::credentials::{Credentials, Secret};
-use shared::dialogue::{Dialogue, Output};
-use shared::sasl::Mechanisms;
+use shared::dialogue::{Dialogue, Output, Step, Violation};
+use shared::sasl::{Mechanism, Mechanisms};
 
 use crate::backend::Welcome;
 use crate::refusal::{Farewell, Refusal};
@@ -121,8 +121,29 @@ impl Terms {
         self.mechanisms.iter().filter(|m| passwords || !m.is_cleartext()).collect()
     }
 
+    /// The mechanism of that name, if it may be used. LOGIN is understood everywhere, though not listed
+    /// everywhere: a password is a password.
+    pub fn mechanism(&self, name: &[u8]) -> Option<Mechanism> {
+        Mechanism::parse(name).filter(|mechanism| {
+            *mechanism == Mechanism::Login || self.mechanisms.contains(*mechanism)
+        })
+    }
+
     /// True when STARTTLS is to be had now.
     pub fn offers_tls(&self) -> bool {
         self.starttls && !self.secured
     }
+}
+
+/// Takes in what there is up to the first step, or until so much is queued that it must be written first.
+fn steps(
+    output: &mut Output,
+    mut take_in: impl FnMut(&mut Output) -> Result<Option<Step<Event>>, Violation>,
+) -> Result<Step<Event>, Violation> {
+    while !output.is_full() {
+        if let Some(step) = take_in(output)? {
+            return Ok(step);
+        }
+    }
+    Ok(Step::NeedInput)
 }

@@ -9,7 +9,7 @@ mod token;
 
 use shared::credentials::{Credentials, Secret};
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
-use shared::sasl::{Mechanism, encode_base64};
+use shared::sasl::encode_base64;
 
 use super::forwarded;
 use super::sasl::{self, Exchange, Turn};
@@ -172,11 +172,7 @@ impl ImapFront {
         response: Option<&Token>,
         out: &mut Output,
     ) -> Result<Option<Step<Event>>, Violation> {
-        // LOGIN is understood everywhere, though not advertised here: a password is a password.
-        let known = Mechanism::parse(mechanism).filter(|mechanism| {
-            *mechanism == Mechanism::Login || self.terms.mechanisms.contains(*mechanism)
-        });
-        let Some(mechanism) = known else {
+        let Some(mechanism) = self.terms.mechanism(mechanism) else {
             answer(out, tag, "NO [CANNOT] Unsupported authentication mechanism.");
             return self.bad(out).map(|()| None);
         };
@@ -343,12 +339,7 @@ impl Dialogue for ImapFront {
     type Event = Event;
 
     fn step(&mut self, input: &mut Input, output: &mut Output) -> Result<Step<Event>, Violation> {
-        while !output.is_full() {
-            if let Some(step) = self.take_in(input, output)? {
-                return Ok(step);
-            }
-        }
-        Ok(Step::NeedInput)
+        super::steps(output, |output| self.take_in(input, output))
     }
 
     fn secured(&mut self, _: &mut Output) {

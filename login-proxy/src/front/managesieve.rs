@@ -126,11 +126,7 @@ impl ManageSieveFront {
         let Some(mechanism) = mechanism.string() else {
             return self.bad("Error in AUTHENTICATE: strings expected.", out).map(|()| None);
         };
-        // LOGIN is understood everywhere, though not advertised here: a password is a password.
-        let known = Mechanism::parse(mechanism.expose()).filter(|mechanism| {
-            *mechanism == Mechanism::Login || self.terms.mechanisms.contains(*mechanism)
-        });
-        let Some(mechanism) = known else {
+        let Some(mechanism) = self.terms.mechanism(mechanism.expose()) else {
             return self.bad("Unsupported authentication mechanism.", out).map(|()| None);
         };
         if mechanism.is_cleartext() && !self.terms.takes_passwords() {
@@ -244,12 +240,7 @@ impl Dialogue for ManageSieveFront {
     type Event = Event;
 
     fn step(&mut self, input: &mut Input, output: &mut Output) -> Result<Step<Event>, Violation> {
-        while !output.is_full() {
-            if let Some(step) = self.take_in(input, output)? {
-                return Ok(step);
-            }
-        }
-        Ok(Step::NeedInput)
+        super::steps(output, |output| self.take_in(input, output))
     }
 
     /// RFC 5804 §2.2: the capabilities are told again, unasked.

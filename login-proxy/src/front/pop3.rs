@@ -152,11 +152,7 @@ impl Pop3Front {
         let mut parts = argument.splitn(2, |octet| *octet == b' ');
         let mechanism = parts.next().unwrap_or_default();
         let initial = parts.next().filter(|initial| !initial.is_empty());
-        // LOGIN is understood everywhere, though not advertised here: a password is a password.
-        let known = Mechanism::parse(mechanism).filter(|mechanism| {
-            *mechanism == Mechanism::Login || self.terms.mechanisms.contains(*mechanism)
-        });
-        let Some(mechanism) = known else {
+        let Some(mechanism) = self.terms.mechanism(mechanism) else {
             answer(out, "-ERR Unsupported authentication mechanism.");
             return self.bad(out).map(|()| None);
         };
@@ -191,6 +187,21 @@ impl Pop3Front {
         }
     }
 
+    /// One line, if it is there.
+    fn take_in(
+        &mut self,
+        input: &mut Input,
+        out: &mut Output,
+    ) -> Result<Option<Step<Event>>, Violation> {
+        let line =
+            input.line(sasl::MAX_LINE).inspect_err(|_| answer(out, "-ERR Line too long."))?;
+        let Some(line) = line else { return Ok(Some(Step::NeedInput)) };
+        match std::mem::replace(&mut self.state, State::Command) {
+            State::Sasl(exchange) => self.turn(exchange.respond(line.octets()), out),
+            State::Command | State::Answer => self.command(&line, out),
+        }
+    }
+
     fn refuse_plaintext(&self, out: &mut Output) {
         let how = if self.terms.starttls { "use STLS first" } else { "use the TLS port" };
         answer(out, &format!("-ERR [AUTH] No passwords in the clear, {how}."));
@@ -211,19 +222,7 @@ impl Dialogue for Pop3Front {
     type Event = Event;
 
     fn step(&mut self, input: &mut Input, output: &mut Output) -> Result<Step<Event>, Violation> {
-        while !output.is_full() {
-            let line = input.line(sasl::MAX_LINE);
-            let line = line.inspect_err(|_| answer(output, "-ERR Line too long."))?;
-            let Some(line) = line else { return Ok(Step::NeedInput) };
-            let step = match std::mem::replace(&mut self.state, State::Command) {
-                State::Sasl(exchange) => self.turn(exchange.respond(line.octets()), output)?,
-                State::Command | State::Answer => self.command(&line, output)?,
-            };
-            if let Some(step) = step {
-                return Ok(step);
-            }
-        }
-        Ok(Step::NeedInput)
+        super::steps(output, |output| self.take_in(input, output))
     }
 
     fn secured(&mut self, _: &mut Output) {

@@ -179,10 +179,7 @@ impl SubmissionFront {
         let (Some(name), initial, None) = (words.next(), words.next(), words.next()) else {
             return self.bad(&Reply::new(501, (5, 4), "AUTH mechanism [initial-response]"), out);
         };
-        let known = Mechanism::parse(name).filter(|mechanism| {
-            *mechanism == Mechanism::Login || self.terms.mechanisms.contains(*mechanism)
-        });
-        let Some(mechanism) = known else {
+        let Some(mechanism) = self.terms.mechanism(name) else {
             return self.bad(&Reply::new(504, (5, 4), "Unsupported mechanism"), out);
         };
         if mechanism.is_cleartext() && !self.terms.takes_passwords() {
@@ -294,12 +291,7 @@ impl Dialogue for SubmissionFront {
     type Event = Event;
 
     fn step(&mut self, input: &mut Input, output: &mut Output) -> Result<Step<Event>, Violation> {
-        while !output.is_full() {
-            if let Some(step) = self.take_in(input, output)? {
-                return Ok(step);
-            }
-        }
-        Ok(Step::NeedInput)
+        super::steps(output, |output| self.take_in(input, output))
     }
 
     fn secured(&mut self, _: &mut Output) {

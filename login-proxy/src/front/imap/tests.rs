@@ -2,6 +2,7 @@
 //! matter. Longer ones are `tests/chats/imap`.
 
 use shared::address::Domain;
+use shared::sasl::Mechanism;
 
 use super::*;
 use crate::front::cut::{self, Heard};
