@@ -7,6 +7,7 @@ pub mod chat;
 pub mod children;
 pub mod conversation;
 pub mod dovecot;
+pub mod fuzzed;
 pub mod gateway_node;
 pub mod imap;
 pub mod lab;
