@@ -52,6 +52,7 @@ pub struct Node {
     smtp: SocketAddr,
     imap: SocketAddr,
     imaps: SocketAddr,
+    others: Vec<SocketAddr>,
     ca_file: PathBuf,
     run_as: Option<User>,
     place: Place,
@@ -75,6 +76,7 @@ impl Node {
             smtp: nowhere,
             imap: nowhere,
             imaps: nowhere,
+            others: Vec::new(),
             ca_file: ca.file(),
             run_as: options.run_as,
             place,
@@ -96,10 +98,11 @@ impl Node {
         // Both at once: each waits for the table.
         let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
         self.smtp = first(&serving(&gateway).await?)?;
-        let [imap, imaps] = *serving(&proxy).await? else {
+        let listening = serving(&proxy).await?;
+        let [imap, imaps, ref others @ ..] = *listening else {
             anyhow::bail!("two listeners were asked for")
         };
-        (self.imap, self.imaps) = (imap, imaps);
+        (self.imap, self.imaps, self.others) = (imap, imaps, others.to_vec());
         (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
         Ok(())
     }
@@ -149,6 +152,11 @@ impl Node {
     /// Where it speaks IMAP with implicit TLS.
     pub fn imaps(&self) -> SocketAddr {
         self.imaps
+    }
+
+    /// Where the login proxy listens besides, by [`Options::login`], in the order of the configuration.
+    pub fn others(&self) -> &[SocketAddr] {
+        &self.others
     }
 
     /// Sends a message with this subject to one recipient through the gateway.
