@@ -3,7 +3,7 @@
 # CI=1 or YES=1: install missing packages without asking. Everything listens on loopback only.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps try test check unit e2e bench clean
+.PHONY: help deps try test check unit e2e bench fuzz clean
 
 # Where rustup puts cargo, for shells that do not know.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -35,6 +35,22 @@ unit: ## Run the tests that need no servers
 bench: ## Measure; prints the tables of the README
 	@tests/deps.sh test cargo build --release --locked $(SERVICES) --bin bench
 	target/release/bench
+
+# Without a sanitizer, since there is no unsafe code here; so the stable compiler will do. What is found is
+# kept in fuzz/found; what breaks a promise in fuzz/artifacts: copy it to fuzz/corpus, where `make test`
+# replays it.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(patsubst fuzz/targets/%.rs,%,$(wildcard fuzz/targets/*.rs))
+
+fuzz: ## Look for input that breaks a promise, FUZZ_SECONDS (60) for each of FUZZ_TARGETS (all)
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	@cp Cargo.lock fuzz/Cargo.lock
+	RUSTC_BOOTSTRAP=1 cargo fuzz build -s none
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/found/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run -s none $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 || exit 1; \
+	done
 
 clean: ## Remove what was built
 	cargo clean

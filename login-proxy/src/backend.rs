@@ -9,7 +9,7 @@ pub mod pop3;
 mod prompt;
 mod sasl;
 pub mod submission;
-mod watch;
+pub mod watch;
 mod xclient;
 
 use std::net::SocketAddr;

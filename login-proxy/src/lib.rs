@@ -10,7 +10,7 @@ pub mod app;
 pub mod backend;
 pub mod front;
 pub mod login;
-mod managesieve;
+pub mod managesieve;
 pub mod offer;
 pub mod protocol;
 pub mod refusal;

@@ -7,37 +7,48 @@ use shared::credentials::Secret;
 use shared::dialogue::Output;
 
 /// Longest quoted string in octets (RFC 5804 §4): a longer one is a literal.
-pub(crate) const MAX_QUOTED: usize = 1024;
+pub const MAX_QUOTED: usize = 1024;
 /// Most words of a line; no command and no response has nearly as many.
 const MAX_WORDS: usize = 32;
 
 /// How much a peer may say in one line, in octets.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// In a quoted string.
-    pub(crate) quoted: usize,
+    pub quoted: usize,
     /// In a literal.
-    pub(crate) literal: usize,
+    pub literal: usize,
     /// In all, literals and line ends included.
-    pub(crate) line: usize,
+    pub line: usize,
 }
 
 /// What is at the front of the input.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Parsed<'a> {
+pub enum Parsed<'a> {
     /// A line of so many octets, its line end included.
-    Whole { words: Vec<Word<'a>>, octets: usize },
+    Whole {
+        /// What it is made of.
+        words: Vec<Word<'a>>,
+        /// How long it is.
+        octets: usize,
+    },
     /// Part of a line.
     Part,
     /// A line of so many octets that is not made of words, or of too many or too long ones.
-    Malformed { octets: usize },
+    Malformed {
+        /// How long it is.
+        octets: usize,
+    },
     /// More than can be waited for: what follows cannot be told from lines.
-    TooLarge { limit: usize },
+    TooLarge {
+        /// Octets allowed.
+        limit: usize,
+    },
 }
 
 /// A word of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Word<'a> {
+pub enum Word<'a> {
     /// A command, a status, a response code.
     Atom(&'a [u8]),
     /// What stands between quotes, escapes and all.
@@ -52,7 +63,7 @@ pub(crate) enum Word<'a> {
 
 /// Who writes a string: a client's literals say that they do not wait for leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Speaker {
+pub enum Speaker {
     /// `{5+}`
     Client,
     /// `{5}`
@@ -61,7 +72,7 @@ pub(crate) enum Speaker {
 
 impl Word<'_> {
     /// The string, if it is one.
-    pub(crate) fn string(&self) -> Option<Secret> {
+    pub fn string(&self) -> Option<Secret> {
         match self {
             Self::Literal(octets) => Some(Secret::new(octets.to_vec())),
             Self::Quoted(raw) => {
@@ -76,12 +87,12 @@ impl Word<'_> {
 }
 
 /// The strings of a line that is made of nothing else.
-pub(crate) fn strings(words: &[Word]) -> Option<Vec<Secret>> {
+pub fn strings(words: &[Word]) -> Option<Vec<Secret>> {
     words.iter().map(Word::string).collect()
 }
 
 /// Looks at the octets that were not consumed yet.
-pub(crate) fn parse(unread: &[u8], limits: Limits) -> Parsed<'_> {
+pub fn parse(unread: &[u8], limits: Limits) -> Parsed<'_> {
     let mut line = Line { words: Vec::new(), is_good: true, limits };
     let mut at: usize = 0;
     loop {
@@ -118,7 +129,7 @@ pub(crate) fn parse(unread: &[u8], limits: Limits) -> Parsed<'_> {
 }
 
 /// Queues a string: quoted where it may be, else as a literal.
-pub(crate) fn push_string(text: &[u8], speaker: Speaker, out: &mut Output) {
+pub fn push_string(text: &[u8], speaker: Speaker, out: &mut Output) {
     let (before, behind) = around(text, speaker);
     out.push(before);
     out.push(text);
@@ -137,22 +148,23 @@ fn around(text: &[u8], speaker: Speaker) -> (String, &'static str) {
 
 /// One thing that a server can (RFC 5804 §1.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Capability {
+pub struct Capability {
     /// In upper case.
-    pub(crate) name: String,
-    pub(crate) value: Option<String>,
+    pub name: String,
+    /// What is said of it, if anything.
+    pub value: Option<String>,
 }
 
 impl Capability {
     /// A name, and a value if there is one.
-    pub(crate) fn of(strings: &[Secret]) -> Option<Self> {
+    pub fn of(strings: &[Secret]) -> Option<Self> {
         let text = |string: &Secret| String::from_utf8_lossy(string.expose()).into_owned();
         let (name, values) = strings.split_first()?;
         Some(Self { name: text(name).to_ascii_uppercase(), value: values.first().map(text) })
     }
 
     /// As a server says it, without the line end.
-    pub(crate) fn to_line(&self) -> Box<str> {
+    pub fn to_line(&self) -> Box<str> {
         let strings = [Some(&self.name), self.value.as_ref()];
         let strings = strings.into_iter().flatten().map(|text| {
             let (before, behind) = around(text.as_bytes(), Speaker::Server);

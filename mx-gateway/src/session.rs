@@ -384,6 +384,10 @@ impl Dialogue for Session {
                 State::Asked(_) => return Ok(Step::NeedInput),
                 State::Idle | State::Open(_) => {}
             }
+            // A client that reads nothing is asked to, before it hears more.
+            if output.is_full() {
+                return Ok(Step::NeedInput);
+            }
             if self.helo.is_none() && input.unread().first() == Some(&TLS_HANDSHAKE) {
                 return self.foreign("TLS", output);
             }

@@ -57,6 +57,10 @@ pub fn parse(octets: &[u8]) -> Result<Prefix, HeaderError> {
         return Ok(Prefix::Absent);
     };
     match ProxyHeader::parse(octets, ParseConfig::default()) {
+        // An LF alone ends no header and is no part of one: who sees it early must say the same.
+        Ok((_, count)) if limit == MAX_V1 && has_lone_lf(octets.get(..count)) => {
+            Err(HeaderError::Malformed)
+        }
         Ok((header, octets)) if octets <= limit => {
             let client = match header.proxied_address() {
                 Some(ProxiedAddress { protocol: Protocol::Stream, source, destination }) => {
@@ -123,6 +127,11 @@ pub fn encode_v1(client: Option<Proxied>) -> Vec<u8> {
     let family = if client.is_ipv4() { "TCP4" } else { "TCP6" };
     let (from, to) = (client.ip(), local.ip());
     format!("PROXY {family} {from} {to} {} {}\r\n", client.port(), local.port()).into_bytes()
+}
+
+/// True when an LF is not the last octet of a header.
+fn has_lone_lf(header: Option<&[u8]>) -> bool {
+    header.and_then(<[u8]>::split_last).is_some_and(|(_, before)| before.contains(&b'\n'))
 }
 
 /// True when one is the other's beginning.
@@ -240,6 +249,7 @@ mod tests {
             b"PROXY TCP4 2001:db8::7 198.51.100.1 56324 143\r\n",
             b"PROXY TCP4 nonsense\r\n",
             b"PROXY\x20\n",
+            b"PROXY UNKNOWN\na LOGIN ann secret\r\n",
             b"PROXY UDP4 192.0.2.7 198.51.100.1 56324 143\r\n",
             b"\r\n\r\n\x00\r\nQUIT\n\x31\x11\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x01\x04\xd2\x16.",
             b"\r\n\r\n\x00\r\nQUIT\n\x21\x12\x00\x0c\x7f\x00\x00\x01\x7f\x00\x00\x01\x04\xd2\x16.",

@@ -8,6 +8,7 @@ pub mod children;
 pub mod conversation;
 pub mod cyrus;
 pub mod dovecot;
+pub mod fuzzed;
 pub mod gateway_node;
 pub mod imap;
 pub mod lab;

@@ -76,6 +76,8 @@ pub enum Verdict {
     Ask,
     /// Says these octets again and again.
     Flood(&'static str),
+    /// With a yes, and then says the other octets again and again.
+    Pour(&'static str, &'static str),
 }
 
 /// Where a backend speaks TLS.
@@ -394,6 +396,12 @@ impl Server {
                 octets.to_owned()
             }
             Verdict::Flood(octets) => {
+                flood(stream, octets).await?;
+                return Ok(String::new());
+            }
+            Verdict::Pour(yes, octets) => {
+                self.record.note(self.number, |connection| connection.logged_in = true);
+                say(stream, &yes.replace("TAG", tag)).await?;
                 flood(stream, octets).await?;
                 return Ok(String::new());
             }

@@ -20,7 +20,7 @@ const TAIL: usize = 24;
 
 /// A watch on one joined connection.
 #[derive(Debug)]
-pub(super) struct CommandWatch {
+pub struct CommandWatch {
     /// Words before the verb: IMAP has a tag.
     before_verb: u8,
     client: Lines,
@@ -54,12 +54,12 @@ enum LineEnd {
 
 impl CommandWatch {
     /// For IMAP.
-    pub(super) fn imap() -> Self {
+    pub fn imap() -> Self {
         Self::new(1)
     }
 
     /// For ManageSieve.
-    pub(super) fn managesieve() -> Self {
+    pub fn managesieve() -> Self {
         Self::new(0)
     }
 

@@ -30,11 +30,12 @@ pub fn decode_bearer(mechanism: Mechanism, response: Secret) -> Result<Credentia
         {
             once(&mut name, user.into())?;
         } else if let Some(value) = after(field, b"auth=") {
-            once(&mut token, after(value, b"Bearer ").ok_or(SaslError::Form)?)?;
+            let value = after(value, b"Bearer ").ok_or(SaslError::Form)?;
+            once(&mut token, value.trim_ascii())?;
         }
     }
     let token = token.filter(|token| !token.is_empty()).ok_or(SaslError::Form)?;
-    let token = Secret::new(token.trim_ascii().to_vec());
+    let token = Secret::new(token.to_vec());
     Ok(Credentials {
         authcid: name.unwrap_or_default(),
         authzid: None,
@@ -149,6 +150,7 @@ mod tests {
             "user=ann\x01\x01",
             "user=ann\x01auth=Basic x\x01\x01",
             "user=a\x01auth=Bearer \x01",
+            "user=a\x01auth=Bearer  \t \x01\x01",
             "user=a\x01user=b\x01auth=Bearer t\x01\x01",
             "user=a\x01auth=Bearer t\x01auth=Bearer u\x01\x01",
         ] {

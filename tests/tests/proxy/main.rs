@@ -2,6 +2,7 @@
 //! own on the other, and an owner map that the tests write to.
 
 mod any_octets;
+mod attacks;
 mod backend_faults;
 mod backend_forms;
 mod chats;
