@@ -1,6 +1,7 @@
 //! Hundreds of clients or backends at once that are up to no good, against the service as operators run
 //! it: the memory that each can make it keep is bounded (P10), and others are served meanwhile.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
