@@ -75,7 +75,7 @@ pub struct LoginNode<'a> {
 impl LoginNode<'_> {
     /// Starts it on `table`, in the directory `state`.
     pub async fn start(&self, state: &Path, table: &str, tls: &Tls) -> anyhow::Result<Service> {
-        let port = free_port()?;
+        let port = tests::ports::reserve()?.port();
         // What clients connect to, what backends are reached by, and TLS there.
         let (listener, backend, backend_tls) = match self.protocol {
             LoginProtocol::Imap => ("imaps", "imap", "implicit"),
@@ -114,11 +114,6 @@ impl LoginNode<'_> {
         }
         Ok(service)
     }
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn beside_us(binary: &str) -> anyhow::Result<PathBuf> {
