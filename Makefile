@@ -32,8 +32,8 @@ check: ## Check format and lints alone
 unit: ## Run the tests that need no servers
 	cargo test --workspace --locked --exclude tests
 
-bench: ## Measure; prints the tables of the README
-	@tests/deps.sh test cargo build --release --locked $(SERVICES) --bin bench
+bench: ## Measure beside HAProxy, nginx, Dovecot and Postfix; prints the numbers of the README
+	@tests/deps.sh bench cargo build --release --locked $(SERVICES) --bin bench
 	target/release/bench
 
 # Without a sanitizer, since there is no unsafe code here; so the stable compiler will do. What is found is

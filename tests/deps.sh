@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what `make try` or `make test` needs and this machine lacks, while a command runs:
+# Installs what `make try`, `make test` or `make bench` needs and this machine lacks, while a command runs:
 #
-#     tests/deps.sh try|test|build [command [argument]...]
+#     tests/deps.sh try|test|bench|build [command [argument]...]
 #
 # Prints the list and asks first, unless CI is set or YES=1. Nothing that runs is touched, nothing is
 # removed, no daemon is started, and none of the new ones is left to start at boot. The command (the
@@ -104,6 +104,13 @@ unpack_cyrus() {
     rm -r "$unpacked/debs"
     chmod 755 "$unpacked"
     mv "$unpacked" "$CYRUS"
+}
+
+# The peers that are measured, besides Dovecot and Postfix.
+needs_of_bench() {
+    needs_of_test
+    need haproxy haproxy
+    need 'nginx libnginx-mod-mail' nginx '/usr/lib/nginx/modules/ngx_mail_module.so'
 }
 
 # ---- Rust --------------------------------------------------------------------------------------------
@@ -217,7 +224,8 @@ install() {
 keep_from_boot() {
     command -v systemctl >/dev/null 2>&1 || return 0
     for pair in dovecot-core:dovecot.socket dovecot-core:dovecot.service postfix:postfix.service \
-        pgbouncer:pgbouncer.service postgresql-common:postgresql.service; do
+        pgbouncer:pgbouncer.service postgresql-common:postgresql.service haproxy:haproxy.service \
+        nginx:nginx.service; do
         printf '%s\n' "$before" | grep -qxF "${pair%:*}" && continue
         systemctl list-unit-files "${pair#*:}" 2>/dev/null | grep -q enabled || continue
         as_root systemctl disable "${pair#*:}" >>"$work/log" 2>&1 || true
@@ -248,8 +256,8 @@ report_progress() {
 
 what=${1:-}
 case $what in
-    build | try | test) shift ;;
-    *) fail 'usage: tests/deps.sh build|try|test [command...]' ;;
+    build | try | test | bench) shift ;;
+    *) fail 'usage: tests/deps.sh build|try|test|bench [command...]' ;;
 esac
 
 check_rust

@@ -4,15 +4,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shared::backend::LoginProtocol::Imap;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::imap::{Backend, Client};
+use crate::backend::Backend;
+use crate::client::Client;
 use crate::measure::percentile;
-use crate::proxy::{Service, free_port};
+use crate::proxy::LoginNode;
+use crate::table;
 use crate::tls::Tls;
-use crate::{login, table};
 
 const NODES: usize = 3;
 const FLIPS: usize = 200;
@@ -27,21 +29,14 @@ pub async fn run() -> anyhow::Result<()> {
     let tls = Arc::new(Tls::new(directory.path())?);
     let database = tests::postgres::Server::shared().create_database()?;
     table::fill(&database.url, FLIPS).await?;
-    let old = Backend::start("old", Some(Arc::clone(&tls))).await?;
-    let new = Backend::start("new", Some(Arc::clone(&tls))).await?;
+    let old = Backend::start(Imap, "old", Some(Arc::clone(&tls)))?;
+    let new = Backend::start(Imap, "new", Some(Arc::clone(&tls)))?;
+    let backends = [("old", old.port), ("new", new.port)];
     let mut nodes = Vec::new();
     for node in 0..NODES {
-        let port = free_port()?;
         let state = directory.path().join(format!("node{node}"));
-        let config = login::config(
-            &state,
-            &database.url,
-            &tls,
-            port,
-            &[("old", old.port), ("new", new.port)],
-            true,
-        );
-        nodes.push(Service::start("login-proxy", &config, &state, port).await?);
+        let node = LoginNode { protocol: Imap, backends: &backends, backend_tls: true };
+        nodes.push(node.start(&state, &database.url, &tls).await?);
     }
     let pool = PgPool::connect(&database.url).await?;
     let (mut ended, mut at_new) = (Vec::new(), Vec::new());
@@ -49,7 +44,7 @@ pub async fn run() -> anyhow::Result<()> {
         let user = format!("user{number}@example.org");
         let mut idle = Vec::new();
         for node in &nodes {
-            idle.push(Client::log_in(node.port, &tls, &user).await?);
+            idle.push(Client::log_in(Imap, node.port, &tls, &user).await?);
         }
         // Quiet sessions end at once; one that has just logged in would wait for its first quiet moment.
         sleep(SETTLE).await;
@@ -63,7 +58,8 @@ pub async fn run() -> anyhow::Result<()> {
             let (port, tls, user) = (node.port, Arc::clone(&tls), user.clone());
             waiting.spawn(async move {
                 let login = async {
-                    while !Client::log_in(port, &tls, &user).await?.welcome.contains("AT=new") {
+                    while !Client::log_in(Imap, port, &tls, &user).await?.welcome.contains("AT=new")
+                    {
                         sleep(RETRY).await;
                     }
                     anyhow::Ok(committed.elapsed())

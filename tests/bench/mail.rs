@@ -7,7 +7,7 @@ use anyhow::ensure;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::proxy::{Service, free_port};
+use crate::proxy::Service;
 use crate::smtp::{Sender, Sink, message};
 use crate::{measure, peers, table};
 
@@ -21,7 +21,7 @@ pub async fn run() -> anyhow::Result<()> {
     let table = table::sqlite(directory.path(), 100).await?;
     table::move_half(&table).await?;
     let (old, new) = (Sink::start().await?, Sink::start().await?);
-    let port = free_port()?;
+    let port = tests::ports::reserve()?.port();
     let config = format!(
         "[node]\nname = \"bench\"\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
          [backends.old.mail]\nhost = \"127.0.0.1\"\nport = {old}\n\

@@ -1,37 +1,50 @@
-//! Measurements for the table in the README: `make bench`, release build.
+//! Measurements for the table in the README: `make bench`, release build; `bench NAME...` for some of them.
 //!
 //! Each part prints medians of several runs and what it ran beside. Nothing here asserts: a number is for
 //! reading. The machine is named in the output, since a number without its machine says nothing.
 
+mod backend;
+mod client;
 mod flip;
-mod imap;
+mod idle;
 mod login;
 mod mail;
 mod map;
 mod measure;
 mod peers;
 mod proxy;
+mod relay;
 mod smtp;
+mod stage;
 mod table;
 mod tls;
+mod trip;
 
-use clap::{Parser, Subcommand};
+use std::time::Instant;
+
+use clap::{Parser, ValueEnum};
 
 /// Measures Mailshift.
 #[derive(Parser)]
 struct Arguments {
-    #[command(subcommand)]
-    part: Option<Part>,
+    /// What to measure; nothing: everything.
+    parts: Vec<Part>,
 }
 
-#[derive(Subcommand, Clone, Copy)]
+#[derive(ValueEnum, Clone, Copy, Debug)]
 enum Part {
     /// Owner map: load and look-up with 1,000,000 accounts.
     Map,
     /// From the commit of a flip to its effect on three nodes.
     Flip,
-    /// Logins: CPU, rate, memory of idle sessions, added round trip.
+    /// Memory of idle joined sessions.
+    Idle,
+    /// Logins: CPU and rate.
     Login,
+    /// CPU per GiB through joined sessions.
+    Relay,
+    /// What a joined session adds to a round trip.
+    Trip,
     /// Cut-through messages: CPU and rate.
     Mail,
 }
@@ -40,17 +53,23 @@ enum Part {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     println!("{}", measure::machine());
-    let parts = match arguments.part {
-        Some(part) => vec![part],
-        None => vec![Part::Map, Part::Flip, Part::Login, Part::Mail],
+    measure::raise_descriptor_limit();
+    let parts = match arguments.parts.as_slice() {
+        [] => Part::value_variants(),
+        some => some,
     };
     for part in parts {
+        let began = Instant::now();
         match part {
             Part::Map => map::run().await?,
             Part::Flip => flip::run().await?,
+            Part::Idle => idle::run().await?,
             Part::Login => login::run().await?,
+            Part::Relay => relay::run().await?,
+            Part::Trip => trip::run().await?,
             Part::Mail => mail::run().await?,
         }
+        println!("({part:?}: {:.0} s)", began.elapsed().as_secs_f64());
     }
     Ok(())
 }

@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::peers::Who;
+
+/// Open files that are asked for, which only root gets where the system's limit is lower.
+const DESCRIPTORS: u64 = 65_536;
+
 /// The middle one of `values`.
 pub fn median(mut values: Vec<f64>) -> f64 {
     percentile(&mut values, 50.0)
@@ -62,6 +69,77 @@ fn tree(root: u32) -> Vec<u32> {
         next += 1;
     }
     tree
+}
+
+/// What was measured of each, run by run.
+pub struct Results<const N: usize>(Vec<(Who, Vec<[f64; N]>)>);
+
+impl<const N: usize> Default for Results<N> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<const N: usize> Results<N> {
+    /// Takes in another run.
+    pub fn add(&mut self, who: Who, values: [f64; N]) {
+        match self.0.iter_mut().find(|(other, _)| *other == who) {
+            Some((_, runs)) => runs.push(values),
+            None => self.0.push((who, vec![values])),
+        }
+    }
+
+    /// Takes in other runs.
+    pub fn extend(&mut self, other: Self) {
+        for (who, runs) in other.0 {
+            runs.into_iter().for_each(|values| self.add(who, values));
+        }
+    }
+
+    /// Prints the medians under `heads`, and how often the first one's the others' are.
+    pub fn print(&self, heads: [&str; N]) {
+        let columns: String = heads.iter().map(|head| format!("{head:>26}")).collect();
+        println!("{:16}{columns}", "");
+        let mut first: Option<[f64; N]> = None;
+        for (who, runs) in &self.0 {
+            let medians: [f64; N] =
+                std::array::from_fn(|index| median(runs.iter().map(|run| run[index]).collect()));
+            let columns: String = medians
+                .iter()
+                .enumerate()
+                .map(|(index, value)| match first {
+                    None => format!("{value:>26.1}"),
+                    Some(first) => {
+                        let times = format!("({:.2}×)", value / first[index]);
+                        format!("{value:>17.1} {times:>8}")
+                    }
+                })
+                .collect();
+            first = first.or(Some(medians));
+            println!("{who:16}{columns}");
+        }
+    }
+}
+
+/// Sessions need a descriptor on each side, here as in a proxy. What is started later has the same limit.
+pub fn raise_descriptor_limit() {
+    let old = getrlimit(Resource::Nofile);
+    let most = old.maximum.map_or(DESCRIPTORS, |maximum| maximum.max(DESCRIPTORS));
+    let wish = Rlimit { current: Some(most), maximum: Some(most) };
+    if setrlimit(Resource::Nofile, wish).is_err() {
+        let allowed = Rlimit { current: old.maximum, maximum: old.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, allowed) {
+            println!("cannot raise the limit of open files: {error}");
+        }
+    }
+}
+
+/// Sessions that this process can be both ends of, at most `wanted`.
+pub fn affordable_sessions(wanted: usize) -> usize {
+    /// What else is open.
+    const OTHERS: u64 = 500;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
+    usize::try_from(limit.saturating_sub(OTHERS) / 2).map_or(wanted, |most| most.min(wanted))
 }
 
 /// The machine in one line.

@@ -1,57 +1,101 @@
-//! What is installed beside us: Dovecot as a login proxy, Postfix with split delivery. Each is set up for
-//! speed as its documentation says, with the same certificate, clients and backends.
+//! Who is measured: our login proxy and what is installed beside it, each set up for speed as its
+//! documentation says, with the same certificate, clients and backends. And Postfix with split delivery.
 
+mod dovecot;
+mod haproxy;
+mod nginx;
+
+use std::any::Any;
+use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::{Context, ensure};
+use shared::backend::LoginProtocol;
 use tests::children::Child;
 use tests::patience::until;
 use tests::place::Place;
 use tests::postfix::{Delivery, Options, Postfix};
 
-use crate::tls::Tls;
+use crate::proxy;
+use crate::stage::Stage;
 
-/// A Dovecot whose login processes pass every login on to one backend.
-pub struct DovecotProxy {
-    child: Child,
-    pub port: u16,
-    // After the child: it uses it.
-    _place: Place,
+/// A proxy of logins, or of octets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    Us,
+    /// TCP mode: it knows nothing of logins.
+    HaProxy,
+    /// The mail module, which asks a service of HTTP where a login goes.
+    Nginx,
+    Dovecot,
 }
 
-impl DovecotProxy {
-    pub async fn start(tls: &Tls, backend: u16, backend_tls: bool) -> anyhow::Result<Self> {
-        let place = Place::new()?;
-        place.directory("run", 0o755, None)?;
-        let port = tests::ports::reserve()?.port();
-        let leg = if backend_tls { "ssl=any-cert" } else { "" };
-        let place_path = place.path().display();
-        let text = format!(
-            "base_dir = {place_path}/run\nlog_path = {place_path}/log\nprotocols = imap\nssl = yes\n\
-             ssl_cert = <{cert}\nssl_key = <{key}\nssl_client_ca_file = {ca}\n\
-             service imap-login {{\n inet_listener imap {{\n port = 0\n }}\n inet_listener imaps {{\n \
-             address = 127.0.0.1\n port = {port}\n ssl = yes\n }}\n service_count = 0\n \
-             process_min_avail = 2\n process_limit = 2\n client_limit = 10000\n vsz_limit = 0\n}}\n\
-             service anvil {{\n client_limit = 20000\n}}\nservice auth {{\n client_limit = 20000\n}}\n\
-             login_trusted_networks =\nmail_max_userip_connections = 0\nauth_mechanisms = plain\n\
-             auth_failure_delay = 0\n\
-             passdb {{\n driver = static\n args = proxy=y nopassword=y host=127.0.0.1 port={backend} {leg}\n}}\n\
-             userdb {{\n driver = static\n args = uid=65534 gid=65534 home=/nonexistent\n}}\n",
-            cert = tls.cert_file.display(),
-            key = tls.key_file.display(),
-            ca = tls.ca_file.display(),
-        );
-        let file = place.write("dovecot.conf", &text, 0o644, None)?;
-        let command = ["/usr/sbin/dovecot", "-F", "-c", &*file.to_string_lossy()];
-        let child = Child::start(&[], &command, place.path(), "console")?;
-        let listening = || std::net::TcpStream::connect(("127.0.0.1", port)).ok();
-        until("Dovecot to listen", listening).await?;
-        ensure!(child.is_running(), "Dovecot ended:\n{}", child.end_of_log());
-        Ok(Self { child, port, _place: place })
+impl Who {
+    pub const ALL: [Self; 4] = [Self::Us, Self::HaProxy, Self::Nginx, Self::Dovecot];
+
+    /// Whether it is measured with this protocol: the others are, with IMAP alone.
+    pub fn speaks(self, protocol: LoginProtocol) -> bool {
+        self == Self::Us || protocol == LoginProtocol::Imap
     }
 
-    pub fn pid(&self) -> anyhow::Result<u32> {
-        Ok(u32::try_from(self.child.pid())?)
+    /// Starts one whose only backend is the stage's.
+    pub async fn start(self, stage: &Stage) -> anyhow::Result<Peer> {
+        let backend = stage.backend.port;
+        match self {
+            Self::Us => {
+                let (state, backends) = (stage.place()?, [("old", backend)]);
+                let table = crate::table::sqlite(&state, 100).await?;
+                let node = proxy::LoginNode {
+                    protocol: stage.protocol,
+                    backends: &backends,
+                    backend_tls: stage.backend_tls,
+                };
+                let service = node.start(&state, &table, &stage.tls).await?;
+                let (port, pid) = (service.port, service.pid());
+                Ok(Peer { who: self, port, pid, _running: Box::new(service) })
+            }
+            Self::HaProxy => haproxy::start(&stage.tls, backend, stage.backend_tls).await,
+            Self::Nginx => nginx::start(&stage.tls, backend, stage.backend_tls).await,
+            Self::Dovecot => dovecot::start(&stage.tls, backend, stage.backend_tls).await,
+        }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Us => "login-proxy",
+            Self::HaProxy => "HAProxy",
+            Self::Nginx => "nginx",
+            Self::Dovecot => "Dovecot's proxy",
+        })
+    }
+}
+
+/// A proxy that runs until this value is dropped, and how to find its processes.
+pub struct Peer {
+    pub who: Who,
+    pub port: u16,
+    pub pid: u32,
+    _running: Box<dyn Any>,
+}
+
+impl Peer {
+    /// A program of somebody else's that will listen on `port`.
+    async fn start(who: Who, command: &[&str], place: Place, port: u16) -> anyhow::Result<Self> {
+        let program = command.first().copied().unwrap_or_default();
+        ensure!(Path::new(program).exists(), "{program} is not there; `make bench` installs it");
+        let child = Child::start(&[], command, place.path(), "console")?;
+        let listening = || std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+        until("a peer to listen", || {
+            listening().map(|_| ()).or((!child.is_running()).then_some(()))
+        })
+        .await?;
+        ensure!(child.is_running(), "it ended:\n{}", child.end_of_log());
+        let pid = u32::try_from(child.pid())?;
+        // The place goes after the child, which uses it.
+        Ok(Self { who, port, pid, _running: Box::new((child, place)) })
     }
 }
 

@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use shared::backend::LoginProtocol;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
+
+use crate::client::Client;
+use crate::tls::{HOST, Tls};
 
 /// A service that runs until this value is dropped.
 pub struct Service {
@@ -60,9 +64,56 @@ impl Drop for Service {
     }
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// A login proxy that speaks one protocol.
+pub struct LoginNode<'a> {
+    pub protocol: LoginProtocol,
+    /// Names and ports.
+    pub backends: &'a [(&'a str, u16)],
+    pub backend_tls: bool,
+}
+
+impl LoginNode<'_> {
+    /// Starts it on `table`, in the directory `state`.
+    pub async fn start(&self, state: &Path, table: &str, tls: &Tls) -> anyhow::Result<Service> {
+        let port = tests::ports::reserve()?.port();
+        // What clients connect to, what backends are reached by, and TLS there.
+        let (listener, backend, backend_tls) = match self.protocol {
+            LoginProtocol::Imap => ("imaps", "imap", "implicit"),
+            LoginProtocol::Pop3 => ("pop3s", "pop3", "implicit"),
+            LoginProtocol::Submission => ("submissions", "submission", "implicit"),
+            LoginProtocol::ManageSieve => ("managesieve", "managesieve", "starttls"),
+        };
+        let leg = if self.backend_tls {
+            let ca = &tls.ca_file;
+            format!("tls = {backend_tls:?}\nserver_name = \"{HOST}\"\nca_file = {ca:?}")
+        } else {
+            "tls = \"plain\"".to_owned()
+        };
+        let backends: String = self
+            .backends
+            .iter()
+            .map(|(name, port)| {
+                format!("[backends.{name}.{backend}]\nhost = \"127.0.0.1\"\nport = {port}\n{leg}\n")
+            })
+            .collect();
+        let config = format!(
+            "[node]\nname = {state:?}\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
+             [tls]\ncertificates = [{{ cert_file = {cert:?}, key_file = {key:?} }}]\n{backends}\
+             [login]\nhostname = \"{HOST}\"\n[login.{listener}]\nlisten = [\"127.0.0.1:{port}\"]\n\
+             max_per_address = 20000\n[log]\nlevel = \"warn\"\n",
+            cert = tls.cert_file,
+            key = tls.key_file,
+        );
+        let service = Service::start("login-proxy", &config, state, port).await?;
+        // It listens before it has read the table, and refuses until then.
+        let mut attempts = 0;
+        while let Err(error) = Client::log_in(self.protocol, port, tls, "user0@example.org").await {
+            attempts += 1;
+            ensure!(attempts < 200, "login-proxy refuses: {error:#}");
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(service)
+    }
 }
 
 fn beside_us(binary: &str) -> anyhow::Result<PathBuf> {

@@ -1,12 +1,13 @@
-//! A throw-away authority and certificate (ECDSA P-256), and clients that trust it and never resume.
+//! A throw-away authority and certificate (ECDSA P-256), and clients that trust it. Nobody resumes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -26,6 +27,8 @@ impl Tls {
     pub fn new(directory: &Path) -> anyhow::Result<Self> {
         let mut authority = CertificateParams::new(Vec::<String>::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // OpenSSL takes a certificate whose issuer has its own name for one that signed itself.
+        authority.distinguished_name.push(DnType::CommonName, "the bench's authority");
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec![HOST.to_owned(), "localhost".to_owned()])?
@@ -39,9 +42,11 @@ impl Tls {
         let cert_file = file("cert.pem", certificate.pem())?;
         let key_file = file("key.pem", key.serialize_pem())?;
         let chain = vec![CertificateDer::from_pem_file(&cert_file)?];
-        let server = ServerConfig::builder()
+        let mut server = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(chain, PrivateKeyDer::from_pem_file(&key_file)?)?;
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&ca_file)?)?;
         let mut client =
