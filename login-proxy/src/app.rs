@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use shared::config::{Config, ListenerConfig, ListenerTls};
 use shared::listener::Listener;
+use shared::seats::Seats;
 use shared::service::{self, Service, ServiceError};
 
 use crate::login::{Context, serve};
@@ -36,10 +37,12 @@ fn listen(service: &Service, bound: Vec<(&'static Protocol, ListenerConfig, List
     let protocols = bound.iter().map(|(protocol, ..)| *protocol);
     let (config, lifecycle) = (&service.config, service.lifecycle.clone());
     let offers = offer::watch(&lifecycle, &config.backends, &config.login.advertised, protocols);
+    let held = Seats::new(config.login.max_held, config.login.max_held_per_account);
     let bound: Vec<_> = bound
         .into_iter()
         .map(|(protocol, configured, listener)| {
-            (context(service, &configured, protocol, offers.of(protocol)), listener)
+            let offer = offers.of(protocol);
+            (context(service, &configured, protocol, offer, Arc::clone(&held)), listener)
         })
         .collect();
     service.lifecycle.spawn("start", async move {
@@ -63,10 +66,12 @@ pub fn context(
     listener: &ListenerConfig,
     protocol: &'static Protocol,
     offer: Arc<CurrentOffer>,
+    held: Arc<Seats<Box<str>>>,
 ) -> Arc<Context> {
     let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
     Arc::new(Context {
         ownership: Arc::clone(&service.ownership),
+        held,
         lifecycle: service.lifecycle.clone(),
         rules: service.config.login.clone(),
         names: service.config.names.clone(),

@@ -1,11 +1,12 @@
 //! The driver of every login, whatever the protocol (DESIGN §4):
 //!
-//! greet → credentials → name → **session registered** → owner looked up → backend connected, secured,
-//! told who the client is → credentials replayed → row compared → joined.
+//! greet → credentials → name → **session registered** → hold waited out → owner looked up → backend
+//! connected, secured, told who the client is → credentials replayed → row compared → joined.
 //!
 //! A failed attempt goes back to the front, and the next one is routed afresh on a new connection; only
 //! a backend's yes joins, and only while the row that led there still stands.
 
+mod hold;
 mod record;
 mod route;
 
@@ -20,6 +21,7 @@ use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Seat};
 use shared::ownership::{self, Name, Owner, Ownership};
+use shared::seats::Seats;
 use shared::wire::{AnswerGrace, Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
@@ -44,6 +46,8 @@ const TTL: u8 = 5;
 pub struct Context {
     /// Who owns each account.
     pub ownership: Arc<Ownership>,
+    /// Places for logins that wait for the end of a hold, by account: those of the whole process.
+    pub held: Arc<Seats<Box<str>>>,
     /// Tasks and their end.
     pub lifecycle: Lifecycle,
     /// Limits and delays.
@@ -190,15 +194,14 @@ async fn attempt(
     credentials: &Credentials,
 ) -> Result<Result<Granted, Refusal>, Unjoined> {
     let began = Instant::now();
-    // An attempt ends with the time for the whole login, if not before.
-    let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
-    let until = wire.deadlines.until.map_or(until, |login| login.min(until));
+    let login_until = wire.deadlines.until;
+    let until = within(cx.rules.attach_timeout, login_until);
     let (told, authority) = (front.told().clone(), wire.sni().map(str::to_owned));
     let client = client_of(wire, session, &told, authority.as_deref());
     let (prompt, mut asked) = prompt();
     let hostname = &cx.rules.hostname;
     let attempt = Attempt { credentials, client, prompt: &prompt, until, hostname };
-    let mut routing = pin!(route(cx, attempt));
+    let mut routing = pin!(route(cx, attempt, login_until));
     let routed = loop {
         let asked = tokio::select! {
             routed = &mut routing => break routed,
@@ -226,6 +229,13 @@ async fn attempt(
             Err(denied.refusal())
         }
     })
+}
+
+/// The end of `limit` from now; never after that of the time for the whole login.
+fn within(limit: Duration, login_until: Option<Instant>) -> Instant {
+    let now = Instant::now();
+    let until = now.checked_add(limit).unwrap_or(now);
+    login_until.map_or(until, |login| login.min(until))
 }
 
 /// Who the client is: the peer, or whom a trusted proxy names (FWD-4).

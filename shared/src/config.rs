@@ -136,8 +136,14 @@ pub struct LoginConfig {
     pub max_failures: u32,
     /// Delay before a wrong password is answered.
     pub failure_delay: Duration,
-    /// Longest time from credentials to the backend's verdict.
+    /// Longest time from credentials to the backend's verdict, not counting a hold.
     pub attach_timeout: Duration,
+    /// Longest time that a login waits for the end of a hold.
+    pub hold_wait: Duration,
+    /// Logins that wait for the end of one account's hold, at once.
+    pub max_held_per_account: usize,
+    /// Logins that wait for the end of a hold, at once and in all.
+    pub max_held: usize,
     /// Longest silence of a joined session, on both legs together.
     pub idle_timeout: Duration,
     /// How long a session that is not quiet may go on after a flip.
