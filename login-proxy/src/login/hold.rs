@@ -20,6 +20,7 @@ pub(super) struct Held {
 /// How one attempt waits: however many holds it meets, they share one limit.
 pub(super) struct Waiting<'a> {
     cx: &'a Context,
+    session: &'a str,
     login_until: Option<Instant>,
     /// Set by the first hold.
     until: Option<Instant>,
@@ -40,8 +41,8 @@ pub(super) enum Unserved {
 }
 
 impl<'a> Waiting<'a> {
-    pub(super) fn new(cx: &'a Context, login_until: Option<Instant>) -> Self {
-        Self { cx, login_until, until: None, seat: None }
+    pub(super) fn new(cx: &'a Context, session: &'a str, login_until: Option<Instant>) -> Self {
+        Self { cx, session, login_until, until: None, seat: None }
     }
 
     /// Waits until the row that holds is not the newest any more.
@@ -66,7 +67,8 @@ impl<'a> Waiting<'a> {
         }
         self.seat = None;
         self.seat = Some(self.cx.held.take(account.into())?);
-        tracing::debug!(account, "a login waits for the end of a hold");
+        let (session, protocol) = (self.session, self.cx.protocol.kind);
+        tracing::info!(session, %protocol, account, "login waits for the end of a hold");
         Ok(())
     }
 

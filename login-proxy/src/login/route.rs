@@ -168,7 +168,7 @@ pub(super) async fn route(
     if attempt.client.ttl == 0 {
         return Err(Denied::Loop);
     }
-    let mut waiting = Waiting::new(cx, login_until);
+    let mut waiting = Waiting::new(cx, attempt.client.session, login_until);
     let mut routings = 0;
     while routings < MAX_ROUTINGS {
         // What the client has answered fits one backend only.

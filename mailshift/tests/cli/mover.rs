@@ -277,3 +277,24 @@ fn names_and_leases_are_checked() {
         shift.says(&["release", "zoe@example.org", "--token", &token]);
     });
 }
+
+/// It sees no other mover's token, and needs none of an operator's rights.
+#[test]
+fn a_movers_role_is_enough_for_a_mover() {
+    let mut shift = Shift::postgres();
+    let database = database_of(&shift);
+    shift.says(&["schema", "apply", "--roles"]);
+    let row = format!("INSERT INTO accounts (account, owner) VALUES ('{ANN}', 'old')");
+    Server::shared().psql(&database, &row).unwrap();
+    let more = if shift.url.contains('?') { '&' } else { '?' };
+    shift.url = format!("{}{more}options[role]=mailshift_mover", shift.url);
+    for owner in ["new", "old"] {
+        let token = shift.says(&["hold", ANN]);
+        let token = token.trim_end();
+        shift.says(&["renew", ANN, "--token", token]);
+        shift.says(&["fence", ANN, "--token", token]);
+        shift.says(&["flip", ANN, owner, "--token", token]);
+    }
+    let complaint = shift.refuses(&["accounts", "flip", "--to", "new", ANN]);
+    assert!(complaint.contains("permission denied"), "{complaint}");
+}

@@ -2,6 +2,7 @@
 //! as processes of their own.
 
 mod flip;
+mod holds;
 mod identity;
 mod names;
 mod outage;
