@@ -159,7 +159,7 @@ pub(crate) struct Held {
 
 #[derive(Debug, Args)]
 pub(crate) struct Token {
-    /// What hold has printed
+    /// What hold has printed. In the environment other users do not see it
     #[arg(long, env = "MAILSHIFT_TOKEN", hide_env_values = true)]
     pub(crate) token: String,
 }

@@ -7,7 +7,10 @@ use shared::backend::BackendName;
 use shared::ownership::table::{NodeStatus, Table};
 
 use crate::arguments::{Held, Lease, Mover, Token};
-use crate::{SETTLE_EVERY, actor, backend, print};
+use crate::{actor, backend, print};
+
+/// How often a fence is asked: the account is held meanwhile, so its user waits.
+const FENCE_EVERY: Duration = Duration::from_millis(20);
 
 /// A fence for which some node still makes everybody wait.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,6 @@ async fn fence(
         if began.elapsed() >= wait || !nodes.iter().any(NodeStatus::blocks) {
             return Ok(nodes);
         }
-        tokio::time::sleep(SETTLE_EVERY).await;
+        tokio::time::sleep(FENCE_EVERY).await;
     }
 }

@@ -41,6 +41,7 @@ in_all! {
     a_client_that_leaves_frees_its_place,
     many_logins_wait_and_are_all_joined_at_the_new_owner,
     more_logins_than_may_wait_are_refused_for_now,
+    a_hold_ends_joined_sessions_and_the_next_login_waits,
 }
 
 /// Two backends, and a node at which `ann` and `bob` live on `old`.
@@ -264,6 +265,24 @@ async fn more_logins_than_may_wait_are_refused_for_now(protocol: LoginProtocol) 
     }
     assert!(stage.old.connections().is_empty());
     Ok(())
+}
+
+async fn a_hold_ends_joined_sessions_and_the_next_login_waits(
+    protocol: LoginProtocol,
+) -> Result<()> {
+    let stage = Stage::set(protocol).await?;
+    let (mut ann, mut bob) = (stage.log_in("ann").await?, stage.log_in("bob").await?);
+    stage.is_joined(&mut ann, "old").await?;
+    stage.is_joined(&mut bob, "old").await?;
+    stage.node.hold("ann", "old");
+    assert!(ann.closed().await?.is_empty(), "a plain close");
+    let mut again = stage.log_in("ann").await?;
+    stage.node.until_held(1).await?;
+    stage.node.applied().await?;
+    stage.old.until("hers is closed there", |all| all.iter().any(|c| c.closed)).await?;
+    assert_eq!(stage.old.sessions(), 1, "his goes on");
+    stage.node.set_owner("ann", "new");
+    stage.is_joined(&mut again, "new").await
 }
 
 #[tokio::test]
