@@ -3,10 +3,13 @@
 //! one transaction that has the file's only write lock from its beginning, so what it reads stands until
 //! it commits.
 
+mod holder;
+
 use std::time::Duration;
 
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
+use self::holder::{held_already, require_fenced_holder, require_holder};
 use super::flip::{ensure_sqlite, require_owner_sqlite, sign_postgres, sign_sqlite};
 use super::{Table, TableError};
 use crate::backend::BackendName;
@@ -43,9 +46,6 @@ const NODE_STATUS: &str = "WITH last AS (SELECT max(epoch) AS epoch FROM (\
        coalesce(b.in_doubt, 0) AS in_doubt \
      FROM nodes.nodes n JOIN last LEFT JOIN nodes.busy b \
        ON b.node = n.node AND b.service = n.service AND b.account = $1 ORDER BY n.node, n.service";
-
-/// A hold's row, as its holder is told of it.
-type HoldRow = (String, String, Option<String>, Option<String>, bool);
 
 /// How far one service of one node is with the last change of an account.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -145,13 +145,13 @@ impl Table {
             }
             Self::Sqlite { pool, .. } => {
                 let mut transaction = begin_sqlite(pool, actor, "renew").await?;
-                let renewed = sqlx::query(RENEW)
+                require_holder(&mut transaction, &account, token).await?;
+                sqlx::query(RENEW)
                     .bind(&account)
                     .bind(token)
                     .bind(modifier(lease))
                     .execute(&mut *transaction)
                     .await?;
-                require_holder(&mut transaction, renewed.rows_affected(), &account, token).await?;
                 let until =
                     sqlx::query_scalar("SELECT hold_until FROM accounts WHERE account = $1")
                         .bind(&account)
@@ -182,12 +182,8 @@ impl Table {
             }
             Self::Sqlite { pool, .. } => {
                 let mut transaction = begin_sqlite(pool, actor, "release").await?;
-                let released = sqlx::query(RELEASE)
-                    .bind(&account)
-                    .bind(token)
-                    .execute(&mut *transaction)
-                    .await?;
-                require_holder(&mut transaction, released.rows_affected(), &account, token).await?;
+                require_holder(&mut transaction, &account, token).await?;
+                sqlx::query(RELEASE).bind(&account).bind(token).execute(&mut *transaction).await?;
                 end_sqlite(transaction).await
             }
         }
@@ -219,10 +215,7 @@ impl Table {
             }
             Self::Sqlite { pool, .. } => {
                 let mut transaction = begin_sqlite(pool, actor, "fence").await?;
-                let row = hold_row(&mut transaction, &account).await?;
-                if let Some(refusal) = refuse_holder(row, &account, token, false) {
-                    return Err(refusal);
-                }
+                require_holder(&mut transaction, &account, token).await?;
                 // One look at all nodes decides and is returned.
                 let nodes: Vec<NodeStatus> =
                     sqlx::query_as(NODE_STATUS).bind(&account).fetch_all(&mut *transaction).await?;
@@ -266,18 +259,13 @@ impl Table {
             Self::Sqlite { pool, .. } => {
                 let mut transaction = begin_sqlite(pool, actor, "flip").await?;
                 require_owner_sqlite(&mut transaction, owner).await?;
-                let flipped = sqlx::query(FLIP)
+                require_fenced_holder(&mut transaction, &account, token).await?;
+                sqlx::query(FLIP)
                     .bind(&account)
                     .bind(token)
                     .bind(owner.as_str())
                     .execute(&mut *transaction)
                     .await?;
-                if flipped.rows_affected() == 0 {
-                    let row = hold_row(&mut transaction, &account).await?;
-                    // Nothing can have changed since: the row says why.
-                    return Err(refuse_holder(row, &account, token, true)
-                        .unwrap_or(TableError::NotFenced(account)));
-                }
                 end_sqlite(transaction).await
             }
         }
@@ -345,61 +333,6 @@ async fn begin_sqlite<'a>(
 async fn end_sqlite(mut transaction: Transaction<'_, Sqlite>) -> Result<(), TableError> {
     sign_sqlite(&mut transaction, None).await?;
     Ok(transaction.commit().await?)
-}
-
-/// A hold's row: owner, state, token, end, fenced. `None` without one.
-async fn hold_row(
-    transaction: &mut Transaction<'_, Sqlite>,
-    account: &str,
-) -> Result<Option<HoldRow>, TableError> {
-    Ok(sqlx::query_as(
-        "SELECT owner, state, hold_token, hold_until, fenced FROM accounts WHERE account = $1",
-    )
-    .bind(account)
-    .fetch_optional(&mut **transaction)
-    .await?)
-}
-
-/// Refuses where a holder's UPDATE found no row.
-async fn require_holder(
-    transaction: &mut Transaction<'_, Sqlite>,
-    rows: u64,
-    account: &str,
-    token: &str,
-) -> Result<(), TableError> {
-    if rows > 0 {
-        return Ok(());
-    }
-    let row = hold_row(transaction, account).await?;
-    Err(refuse_holder(row, account, token, false)
-        .unwrap_or(TableError::OtherHolder(account.to_owned())))
-}
-
-/// Why this token has no say about the account; `None` when it has.
-fn refuse_holder(
-    row: Option<HoldRow>,
-    account: &str,
-    token: &str,
-    must_be_fenced: bool,
-) -> Option<TableError> {
-    let account = account.to_owned();
-    match row {
-        None => Some(TableError::NoSuchAccount(account)),
-        Some((owner, state, ..)) if state != "held" => Some(TableError::NotHeld { account, owner }),
-        Some((_, _, held_by, ..)) if held_by.as_deref() != Some(token) => {
-            Some(TableError::OtherHolder(account))
-        }
-        Some((.., fenced)) if must_be_fenced && !fenced => Some(TableError::NotFenced(account)),
-        Some(_) => None,
-    }
-}
-
-async fn held_already(
-    transaction: &mut Transaction<'_, Sqlite>,
-    account: String,
-) -> Result<TableError, TableError> {
-    let row = hold_row(transaction, &account).await?;
-    Ok(TableError::HeldAlready { account, until: row.and_then(|(_, _, _, until, _)| until) })
 }
 
 fn require_lease(lease: Duration) -> Result<(), TableError> {
