@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use shared::backend::Backend;
 use shared::config::{Config, ListenerConfig, ListenerTls};
 use shared::listener::Listener;
+use shared::seats::Seats;
 use shared::service::{self, Service, ServiceError};
 
 use crate::login::{Context, serve};
@@ -20,6 +22,7 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
         if let Some(missing) = idle(&service.config) {
             return Err(ServiceError::Idle(missing));
         }
+        complain(&service.config);
         let mut bound = Vec::new();
         for configured in &service.config.login.listeners {
             let listener = Listener::bind(&configured.listener)?;
@@ -31,15 +34,30 @@ pub async fn run(config: Config) -> Result<(), ServiceError> {
     .await
 }
 
+/// Says which owners' users will be refused because nobody has said where their backend speaks a protocol.
+fn complain(config: &Config) {
+    for listener in &config.login.listeners {
+        let without = |backend: &&Arc<Backend>| backend.login(listener.protocol).is_none();
+        for backend in config.backends.iter().filter(without) {
+            tracing::warn!(
+                backend = %backend.name, protocol = %listener.protocol,
+                "the backend has no endpoint for it, so its users cannot log in by it"
+            );
+        }
+    }
+}
+
 /// Serves clients as soon as the backends have said what they can, or have had time to.
 fn listen(service: &Service, bound: Vec<(&'static Protocol, ListenerConfig, Listener)>) {
     let protocols = bound.iter().map(|(protocol, ..)| *protocol);
     let (config, lifecycle) = (&service.config, service.lifecycle.clone());
     let offers = offer::watch(&lifecycle, &config.backends, &config.login.advertised, protocols);
+    let held = Seats::new(config.login.max_held, config.login.max_held_per_account);
     let bound: Vec<_> = bound
         .into_iter()
         .map(|(protocol, configured, listener)| {
-            (context(service, &configured, protocol, offers.of(protocol)), listener)
+            let offer = offers.of(protocol);
+            (context(service, &configured, protocol, offer, Arc::clone(&held)), listener)
         })
         .collect();
     service.lifecycle.spawn("start", async move {
@@ -64,10 +82,12 @@ pub fn context(
     listener: &ListenerConfig,
     protocol: &'static Protocol,
     offer: Arc<CurrentOffer>,
+    held: Arc<Seats<Box<str>>>,
 ) -> Arc<Context> {
     let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
     Arc::new(Context {
         ownership: Arc::clone(&service.ownership),
+        held,
         lifecycle: service.lifecycle.clone(),
         rules: service.config.login.clone(),
         names: service.config.names.clone(),

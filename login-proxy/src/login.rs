@@ -1,11 +1,12 @@
 //! The driver of every login, whatever the protocol (DESIGN §4):
 //!
-//! greet → credentials → name → **session registered** → owner looked up → backend connected, secured,
-//! told who the client is → credentials replayed → row compared → joined.
+//! greet → credentials → name → **session registered** → hold waited out → owner looked up → backend
+//! connected, secured, told who the client is → credentials replayed → row compared → joined.
 //!
 //! A failed attempt goes back to the front, and the next one is routed afresh on a new connection; only
 //! a backend's yes joins, and only while the row that led there still stands.
 
+mod hold;
 mod record;
 mod route;
 
@@ -20,8 +21,9 @@ use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Accepted, Seat};
 use shared::ownership::{self, Name, Owner, Ownership};
+use shared::seats::Seats;
 use shared::wire::{AnswerGrace, Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
 
 use self::record::{Record, Tried};
@@ -36,6 +38,13 @@ use crate::refusal::{Farewell, Refusal};
 const WRITE: Duration = Duration::from_mins(1);
 /// Longest wait for a client to take our last words.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How much longer each refusal takes that is not about the credentials: the first comes at once, but a
+/// client that comes again and again must not fill the log or wear out a backend.
+const PUT_OFF: Duration = Duration::from_millis(250);
+const MAX_PUT_OFF: Duration = Duration::from_secs(2);
+/// How long an attempt goes on for a client that has closed its side: it may only have said all that it has
+/// to say, and listen.
+const HALF_CLOSED: Duration = Duration::from_secs(3);
 /// Hops through login proxies that a login may still take (Dovecot's TTL): a loop ends.
 const TTL: u8 = 5;
 
@@ -44,6 +53,8 @@ const TTL: u8 = 5;
 pub struct Context {
     /// Who owns each account.
     pub ownership: Arc<Ownership>,
+    /// Places for logins that wait for the end of a hold, by account: those of the whole process.
+    pub held: Arc<Seats<Box<str>>>,
     /// Tasks and their end.
     pub lifecycle: Lifecycle,
     /// Limits and delays.
@@ -122,7 +133,7 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
         trusted: cx.rules.is_trusted(wire.peer().ip()),
     });
     front.greet(&mut wire.output);
-    let mut refused = 0;
+    let (mut refused, mut put_off) = (0, 0);
     loop {
         let credentials = next_credentials(cx, &mut *front, wire).await?;
         let began = Instant::now();
@@ -140,13 +151,16 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
             // Counted from the credentials, so that the time a backend took does not tell a wrong
             // password from a name that nobody has.
             sleep_until(began.checked_add(cx.rules.failure_delay).unwrap_or(began)).await;
+        } else {
+            sleep(PUT_OFF.saturating_mul(put_off).min(MAX_PUT_OFF)).await;
+            put_off += 1;
         }
         match reason {
             Some(reason) => front.reject(reason.as_str(), &mut wire.output),
             None => front.refuse(refusal, &mut wire.output),
         }
-        // A fault of ours is no guess of the client's: how often it may come again is bounded by the time
-        // for the whole login.
+        // A fault of ours is no guess of the client's. How often it may come again is bounded by the delays
+        // and by the time for the whole login.
         if refused >= cx.rules.max_failures {
             return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
         }
@@ -201,15 +215,14 @@ async fn attempt(
     credentials: &Credentials,
 ) -> Result<Result<Granted, Refused>, Unjoined> {
     let began = Instant::now();
-    // An attempt ends with the time for the whole login, if not before.
-    let until = began.checked_add(cx.rules.attach_timeout).unwrap_or(began);
-    let until = wire.deadlines.until.map_or(until, |login| login.min(until));
+    let login_until = wire.deadlines.until;
+    let until = within(cx.rules.attach_timeout, login_until);
     let (told, authority) = (front.told().clone(), wire.sni().map(str::to_owned));
     let client = client_of(wire, session, &told, authority.as_deref());
     let (prompt, mut asked) = prompt();
     let hostname = &cx.rules.hostname;
     let attempt = Attempt { credentials, client, prompt: &prompt, until, hostname };
-    let mut routing = pin!(route(cx, attempt));
+    let mut routing = pin!(route(cx, attempt, login_until));
     let routed = loop {
         let asked = tokio::select! {
             routed = &mut routing => break routed,
@@ -237,6 +250,13 @@ async fn attempt(
             Err(Refused { refusal: denied.refusal(), reason: denied.reason(cx.protocol.kind) })
         }
     })
+}
+
+/// The end of `limit` from now; never after that of the time for the whole login.
+fn within(limit: Duration, login_until: Option<Instant>) -> Instant {
+    let now = Instant::now();
+    let until = now.checked_add(limit).unwrap_or(now);
+    login_until.map_or(until, |login| login.min(until))
 }
 
 /// Who the client is: the peer, or whom a trusted proxy names (FWD-4).
@@ -283,11 +303,12 @@ async fn next_response(
     }
 }
 
-/// Returns when the client has closed. What it sends meanwhile is kept, within bounds (LOG-9).
+/// Returns when the client has gone. What it sends meanwhile is kept, within bounds (LOG-9).
 async fn gone(wire: &mut Wire) {
     while wire.input.len() < MAX_UNREAD {
         match wire.fill().await {
-            Ok(0) | Err(WireError::Closed | WireError::Io(_) | WireError::Tls(_)) => return,
+            Ok(0) => return sleep(HALF_CLOSED).await,
+            Err(WireError::Closed | WireError::Io(_) | WireError::Tls(_)) => return,
             Ok(_) => {}
             // The attempt has a deadline of its own.
             Err(_) => break,

@@ -34,7 +34,12 @@ pub type CurrentOffer = ArcSwap<Offer>;
 /// replayed in the form that the owner takes.
 fn common_mechanisms(backends: &[Abilities]) -> Mechanisms {
     let mut all = Mechanisms::of_words(Mechanism::ALL.map(Mechanism::as_str));
-    for backend in backends {
+    // Nobody logs in to a backend that takes nothing; the others' users still may.
+    let mut takers = backends.iter().filter(|b| !b.mechanisms.is_empty()).peekable();
+    if takers.peek().is_none() {
+        return [Mechanism::Plain].into_iter().collect();
+    }
+    for backend in takers {
         let mut mechanisms = backend.mechanisms;
         if !mechanisms.intersection(Mechanisms::PASSWORDS).is_empty() {
             mechanisms = mechanisms.union(Mechanisms::PASSWORDS);
@@ -82,5 +87,7 @@ mod tests {
         assert_eq!(common(&["PLAIN XOAUTH2", "PLAIN OAUTHBEARER"]), "PLAIN XOAUTH2 OAUTHBEARER");
         assert_eq!(common(&["PLAIN SCRAM-SHA-256", "SCRAM-SHA-256 SCRAM-SHA-1"]), "SCRAM-SHA-256");
         assert_eq!(common(&["PLAIN XOAUTH2", "PLAIN"]), "PLAIN");
+        assert_eq!(common(&["PLAIN XOAUTH2", "GSSAPI"]), "PLAIN XOAUTH2 OAUTHBEARER");
+        assert_eq!(common(&["GSSAPI"]), "PLAIN");
     }
 }

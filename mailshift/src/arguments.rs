@@ -1,8 +1,10 @@
 //! What can be typed behind `mailshift`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use humantime_serde::re::humantime;
 
 /// Moves mail accounts between servers without downtime.
 #[derive(Debug, Parser)]
@@ -33,6 +35,8 @@ pub(crate) enum Command {
     /// Who owns which account
     #[command(subcommand)]
     Accounts(Accounts),
+    #[command(flatten)]
+    Mover(Mover),
     /// Opens the sqlite3 shell on the table, so that its files stay the services'
     Sql {
         /// Run these statements instead of reading them from the terminal
@@ -94,10 +98,85 @@ pub(crate) enum Accounts {
         /// The accounts
         #[arg(required = true)]
         accounts: Vec<String>,
-        /// How long to wait for the nodes, in seconds
-        #[arg(long, default_value_t = 60)]
-        wait: u64,
+        /// How long to wait for the nodes
+        #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
+        wait: Duration,
     },
+}
+
+/// What a mover does: hold, copy what is left, fence, flip.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Mover {
+    /// Mover an account, which nobody serves from then on, and prints the token that the other commands want
+    Hold {
+        /// The account
+        account: String,
+        #[command(flatten)]
+        lease: Lease,
+    },
+    /// Prolongs a hold, whose lease starts again, and prints its new end
+    Renew {
+        #[command(flatten)]
+        held: Held,
+        #[command(flatten)]
+        lease: Lease,
+    },
+    /// Ends a hold; the owner stays
+    Release {
+        #[command(flatten)]
+        held: Held,
+    },
+    /// Waits until every live node has applied a hold, and prints how far each one is; without that, flip is
+    /// refused. Status 75: not yet
+    Fence {
+        #[command(flatten)]
+        held: Held,
+        /// How long to wait for the nodes; 0 asks once
+        #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
+        wait: Duration,
+    },
+    /// Gives a held and fenced account to another backend and ends the hold
+    Flip {
+        /// The account
+        account: String,
+        /// The backend
+        owner: String,
+        #[command(flatten)]
+        token: Token,
+    },
+    /// Ends holds whose lease is over, as the services do once a second; the owners stay
+    #[command(name = "expire-holds")]
+    Expire,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Held {
+    /// The account
+    pub(crate) account: String,
+    #[command(flatten)]
+    pub(crate) token: Token,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Token {
+    /// What hold has printed. In the environment other users do not see it
+    #[arg(long, env = "MAILSHIFT_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lease {
+    /// The lease: the hold ends by itself when it is not renewed for so long; at most an hour
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, default_value = "5m")]
+    pub(crate) lease: Duration,
+}
+
+/// A duration with its unit; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    }
 }
 
 impl Command {
@@ -105,7 +184,7 @@ impl Command {
     pub(crate) fn input(&self) -> Option<&Path> {
         match self {
             Self::Accounts(Accounts::Import { file, .. }) if file != Path::new("-") => Some(file),
-            Self::Accounts(_) | Self::Schema(_) | Self::Sql { .. } => None,
+            Self::Accounts(_) | Self::Mover(_) | Self::Schema(_) | Self::Sql { .. } => None,
         }
     }
 }

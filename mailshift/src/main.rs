@@ -2,9 +2,10 @@
 //!
 //! `main` reads the arguments, opens the table, prints and exits; what a command does is in
 //! [`shared::ownership::table`], what it prints in [`print`], and how it runs beside SQLite files that
-//! belong to the services in [`owner`].
+//! belong to the services in [`owner`]. A mover's commands are in [`mover`].
 
 mod arguments;
+mod mover;
 mod owner;
 mod print;
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use arguments::{Accounts, Arguments, Command, Schema};
 use clap::Parser;
+use mover::NotFenced;
 use shared::backend::BackendName;
 use shared::config::Config;
 use shared::ownership::table::{self, Filter, Moves, Table, read_csv};
@@ -34,7 +36,7 @@ async fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "mailshift: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<NotFenced>() { NotFenced::STATUS.into() } else { ExitCode::FAILURE }
         }
     }
 }
@@ -60,6 +62,10 @@ async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
         Command::Accounts(command) => {
             let table = Table::open(&url).await?;
             accounts(&table, command, backends.as_deref(), out).await
+        }
+        Command::Mover(command) => {
+            let table = Table::open(&url).await?;
+            mover::run(&table, command, backends.as_deref(), out).await
         }
         Command::Sql { statements } => match table::sqlite_file(&url) {
             Some(file) => owner::shell(&file, statements.as_deref()),
@@ -100,7 +106,7 @@ async fn accounts(
             let flipped = table.flip(&accounts, &owner, &actor()).await?;
             print::flipped(out, &flipped, &owner)?;
             out.flush()?;
-            settle(table, &flipped.changed, Duration::from_secs(wait), out).await
+            settle(table, &flipped.changed, wait, out).await
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use shared::backend::BackendName;
 use shared::ownership::table::{
-    AccountLine, AuditLine, Flipped, Imported, Problem, SchemaVersion, Settling, Shown,
+    AccountLine, AuditLine, Flipped, Imported, NodeStatus, Problem, SchemaVersion, Settling, Shown,
 };
 
 pub(crate) fn schema(out: &mut impl Write, versions: &[SchemaVersion]) -> io::Result<()> {
@@ -130,6 +130,23 @@ pub(crate) fn flipped(
     Ok(())
 }
 
+/// How far each node is, a line each, and what still runs there.
+pub(crate) fn nodes(out: &mut impl Write, nodes: &[NodeStatus]) -> io::Result<()> {
+    let name = |node: &NodeStatus| format!("{}/{}", node.node, node.service);
+    let width = nodes.iter().map(|node| name(node).chars().count()).max().unwrap_or(0);
+    for node in nodes {
+        write!(out, "{:width$}  {}", name(node), node.status)?;
+        let NodeStatus { sessions, deliveries, in_doubt, .. } = node;
+        if sessions + deliveries + in_doubt > 0 {
+            let running =
+                format!("{sessions} sessions, {deliveries} deliveries, {in_doubt} in doubt");
+            write!(out, ": {running}")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
 fn held(line: &AccountLine) -> String {
     match (&line.disputed, &line.hold_until) {
         (Some(reason), _) => format!("held: disputed ({reason})"),
@@ -163,6 +180,6 @@ fn audit(change: &AuditLine) -> String {
 }
 
 /// A time without its fraction.
-fn seconds(time: &str) -> &str {
+pub(crate) fn seconds(time: &str) -> &str {
     time.get(..19).unwrap_or(time)
 }

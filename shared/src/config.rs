@@ -136,8 +136,14 @@ pub struct LoginConfig {
     pub max_failures: u32,
     /// Delay before a wrong password is answered.
     pub failure_delay: Duration,
-    /// Longest time from credentials to the backend's verdict.
+    /// Longest time from credentials to the backend's verdict, not counting a hold.
     pub attach_timeout: Duration,
+    /// Longest time that a login waits for the end of a hold.
+    pub hold_wait: Duration,
+    /// Logins that wait for the end of one account's hold, at once.
+    pub max_held_per_account: usize,
+    /// Logins that wait for the end of a hold, at once and in all.
+    pub max_held: usize,
     /// Longest silence of a joined session, on both legs together.
     pub idle_timeout: Duration,
     /// How long a session that is not quiet may go on after a flip.
@@ -199,6 +205,15 @@ pub enum Bind {
     Port(u16),
     /// An address written out: it must bind.
     Address(SocketAddr),
+}
+
+impl std::fmt::Display for Bind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, ":{port}"),
+            Self::Address(address) => write!(f, "{address}"),
+        }
+    }
 }
 
 /// TLS on a listener.
@@ -416,6 +431,27 @@ format = "jsn"
         assert!(found[0].contains("login.pop3: no backend speaks pop3"), "{found:?}");
         let text = format!("{text}[backends.old.pop3]\nhost = \"127.0.0.1\"\n");
         assert!(Config::parse(Path::new("mailshift.toml"), &text).is_ok());
+    }
+
+    #[test]
+    fn what_would_do_nothing_or_not_work_is_a_problem() {
+        for (old, new, problem) in [
+            (
+                "host = \"::1\"",
+                "host = \"::1\"\npin_sha256 = [\"x\"]",
+                "imap.pin_sha256: is for TLS",
+            ),
+            ("host = \"::1\"", "host = \"::1\"\nca_file = \"/ca\"", "imap.ca_file: is for TLS"),
+            ("host = \"::1\"", "host = \"::1\"\nport = 0", "imap.port: 0 is no port"),
+            (
+                "imaps = {",
+                "imap = { listen = [\"[::1]:993\"] }\nimaps = {",
+                "login.imap.listen: another listener has [::1]:993 already",
+            ),
+        ] {
+            let found = problems(&GOOD.replace(old, new));
+            assert!(found.len() == 1 && found[0].contains(problem), "{new}: {found:?}");
+        }
     }
 
     #[test]

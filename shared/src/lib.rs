@@ -18,6 +18,7 @@ pub mod listener;
 pub mod ownership;
 pub mod proxy_protocol;
 pub mod sasl;
+pub mod seats;
 pub mod service;
 pub mod smtp;
 pub mod smtp_client;

@@ -5,10 +5,9 @@
 //! it waits a little, and says so now and then.
 
 mod bind;
-mod seats;
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,12 +17,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use bind::BindError;
-pub use seats::Seat;
-use seats::Seats;
 
 use crate::config::{ListenerConfig, ProxyMode};
 use crate::lifecycle::Lifecycle;
 use crate::proxy_protocol::{self, Prefix};
+use crate::seats::{Full, Seats};
 
 /// Longest wait for a PROXY header (the same as Postfix and Dovecot give it, about).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,9 +46,12 @@ pub struct Listener {
 struct Rules {
     proxy: ProxyMode,
     trusted: Vec<IpNet>,
-    seats: Arc<Seats>,
+    seats: Arc<Seats<IpAddr>>,
     complaints: Complaints,
 }
+
+/// A connection's place, given back when dropped.
+pub type Seat = crate::seats::Seat<IpAddr>;
 
 /// When something that may happen thousands of times a second was last said, and how often it was
 /// left unsaid since.
@@ -79,6 +80,15 @@ pub enum Refused {
     /// As many connections as allowed are open from this address.
     #[error("too many connections from this address")]
     TooManyFromAddress,
+}
+
+impl From<Full> for Refused {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::InAll => Self::TooMany,
+            Full::ForKey => Self::TooManyFromAddress,
+        }
+    }
 }
 
 /// Why a connection's PROXY header was not taken; it is closed without a word.
@@ -206,7 +216,7 @@ async fn admit(
             return None;
         }
     };
-    match rules.seats.take(client.ip()) {
+    match rules.seats.take(network(client.ip())).map_err(Refused::from) {
         Ok(seat) => Some(Accepted { socket, client, local, seat }),
         Err(refused) => {
             if let Some(unsaid) = rules.complaints.due() {
@@ -280,7 +290,28 @@ async fn read_header(socket: &mut TcpStream) -> Result<Option<Addresses>, Header
     }
 }
 
+/// What counts as one address: a customer gets a whole /64 of IPv6.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
 /// An IPv4 client on a dual-stack socket is an IPv4 client.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_64_of_ipv6_counts_as_one_address() {
+        let network = |text: &str| network(text.parse().unwrap());
+        assert_eq!(network("2001:db8::1"), network("2001:db8::2"));
+        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+    }
 }

@@ -59,6 +59,21 @@ pub struct Owner {
     pub known: bool,
 }
 
+/// What work found that has entered. Registered either way.
+#[derive(Debug)]
+pub enum Entered {
+    /// Its owner, where it may act while the registration stands.
+    Owned(Owner, Registration),
+    /// The account is held: it may wait for the next row, of which the registration tells at once. It has
+    /// read the row that holds, so no fence of that hold waits for it.
+    Held {
+        /// The account.
+        account: Box<str>,
+        /// To be dropped before it enters anew.
+        registration: Registration,
+    },
+}
+
 /// Why a look-up has no owner to give.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -129,16 +144,28 @@ impl Ownership {
     ///
     /// A [`Refusal`]; nothing stays registered then.
     pub fn enter(&self, name: &Name, work: Work) -> Result<(Owner, Registration), Refusal> {
+        match self.enter_held(name, work)? {
+            Entered::Owned(owner, registration) => Ok((owner, registration)),
+            Entered::Held { account, .. } => Err(Refusal::Held { account }),
+        }
+    }
+
+    /// [`Self::enter`] for work that can wait: where the account is held it stays registered.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] other than [`Refusal::Held`]; nothing stays registered then.
+    pub fn enter_held(&self, name: &Name, work: Work) -> Result<Entered, Refusal> {
         self.enter_stepwise(name, work, || {})
     }
 
-    /// [`Self::enter`]; between any two of its steps it calls `between`, where a test puts changes.
+    /// [`Self::enter_held`]; between any two of its steps it calls `between`, where a test puts changes.
     fn enter_stepwise(
         &self,
         name: &Name,
         work: Work,
         mut between: impl FnMut(),
-    ) -> Result<(Owner, Registration), Refusal> {
+    ) -> Result<Entered, Refusal> {
         for _ in 0..ENTER_ATTEMPTS {
             if !self.lease.is_valid() {
                 return Err(Refusal::Stale);
@@ -162,7 +189,11 @@ impl Ownership {
             if registration.is_outdated() {
                 continue;
             }
-            return self.owner(answer).map(|owner| (owner, registration));
+            return match self.owner(answer) {
+                Ok(owner) => Ok(Entered::Owned(owner, registration)),
+                Err(Refusal::Held { account }) => Ok(Entered::Held { account, registration }),
+                Err(refusal) => Err(refusal),
+            };
         }
         Err(Refusal::Unsettled)
     }

@@ -16,11 +16,12 @@ use shared::config::{
 };
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
+use shared::seats::Seats;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::conversation::Conversation;
 use crate::login_backend::PASSWORD;
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, until};
 pub use crate::rows::DOMAIN;
 use crate::rows::Rows;
 
@@ -59,6 +60,10 @@ impl Default for Settings {
                 max_failures: 10,
                 failure_delay: Duration::ZERO,
                 attach_timeout: PATIENCE,
+                // Tests of refusals do not wait.
+                hold_wait: Duration::ZERO,
+                max_held_per_account: 20,
+                max_held: 5000,
                 idle_timeout: PATIENCE,
                 kick_grace: Duration::from_secs(2),
                 data_grace: PATIENCE,
@@ -78,6 +83,8 @@ impl Default for Settings {
 pub struct LoginNode {
     /// Its owner map, lease and registry.
     rows: Rows,
+    /// Places of logins that wait for the end of a hold.
+    pub held: Arc<Seats<Box<str>>>,
     /// Its tasks.
     pub lifecycle: Lifecycle,
     /// What is spoken.
@@ -120,8 +127,10 @@ impl LoginNode {
             max_per_address: max_connections,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
+        let held = Seats::new(rules.max_held, rules.max_held_per_account);
         let cx = Arc::new(Context {
             ownership: Arc::clone(&rows.ownership),
+            held: Arc::clone(&held),
             lifecycle: lifecycle.clone(),
             rules,
             names,
@@ -131,7 +140,7 @@ impl LoginNode {
             offer: Arc::new(CurrentOffer::from_pointee(offer.unwrap_or_else(protocol.modest))),
         });
         listener.serve(&lifecycle, protocol.full, move |accepted| serve(Arc::clone(&cx), accepted));
-        Ok(Self { rows, lifecycle, protocol: spoken, address })
+        Ok(Self { rows, held, lifecycle, protocol: spoken, address })
     }
 
     /// A client's connection, greeted.
@@ -148,6 +157,15 @@ impl LoginNode {
             })
             .await?;
         Ok(client)
+    }
+
+    /// Waits until so many logins wait for the end of a hold.
+    ///
+    /// # Errors
+    ///
+    /// They never are so many.
+    pub async fn until_held(&self, count: usize) -> Result<()> {
+        until("logins that wait", || (self.held.taken() == count).then_some(())).await
     }
 
     /// A client that is logged in as an account of [`DOMAIN`]; IMAP: under the tag `in`.

@@ -36,8 +36,8 @@ GRANT EXECUTE ON FUNCTION expire_holds(), dispute(text, text, text), raise_clock
 -- A mover: the functions, and everything but other movers' tokens.
 GRANT SELECT (account, owner, login, state, hold_until, fenced, disputed, epoch, former_owner,
               flip_epoch, flipped_at, note, created_at) ON accounts TO mailshift_mover;
-GRANT SELECT ON domains, aliases, changes, flip_status, migration_progress, reversible_accounts
-    TO mailshift_mover;
+GRANT SELECT ON domains, aliases, changes, flip_status, migration_progress, reversible_accounts,
+    _sqlx_migrations TO mailshift_mover;
 GRANT EXECUTE ON FUNCTION hold(text, interval), renew(text, text, interval), release(text, text),
     fence(text, text), flip(text, text, text), node_status(text), require_owner(text)
     TO mailshift_mover;

@@ -343,7 +343,8 @@ fn id_command(client: Client<'_>) -> Vec<u8> {
         ("x-connected-port", client.local.port().to_string()),
         ("x-proxy-ttl", client.ttl.to_string()),
     ];
-    for (key, value) in &own {
+    // A trusted proxy need not have told the port, and 0 is none.
+    for (key, value) in own.iter().filter(|(_, value)| value != "0") {
         pair(key.as_bytes(), value.as_bytes());
     }
     // A client must not speak with our voice: x- keys of its own stay behind.

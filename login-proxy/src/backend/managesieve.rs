@@ -29,6 +29,10 @@ pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attache
     if endpoint.identity == Identity::Xclient && capabilities.has("XCLIENT") {
         tell_client(&mut wire, client).await?;
     }
+    // Without tags, what comes unasked would be taken for the answer to what is said next.
+    if !wire.input.is_empty() {
+        return Err(AttachError::Protocol("words that nobody asked for"));
+    }
     let mut carrier = SieveCarrier { wire: &mut wire, responses: Responses::default() };
     let last = sasl::authenticate(&mut carrier, capabilities.mechanisms(), credentials, prompt);
     let last = last.await?;

@@ -16,7 +16,9 @@ pub(super) fn attributes(client: Client<'_>) -> String {
         ("DESTADDR", client.local.ip().to_string()),
         ("DESTPORT", client.local.port().to_string()),
     ];
-    attributes.map(|(key, value)| format!("{key}={value}")).join(" ")
+    // A trusted proxy need not have told the port, and 0 is none.
+    let told = attributes.iter().filter(|(key, value)| !(key.ends_with("PORT") && value == "0"));
+    told.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

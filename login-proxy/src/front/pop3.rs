@@ -279,7 +279,9 @@ fn refusal_words(refusal: Refusal) -> &'static str {
         Refusal::Unavailable => {
             "-ERR [SYS/TEMP] Account is temporarily unavailable. Please try again later."
         }
-        Refusal::TooManySessions => "-ERR [IN-USE] Too many connections of this user.",
+        Refusal::TooManySessions => {
+            "-ERR [IN-USE] The mailbox is locked, or has too many connections."
+        }
         Refusal::Misconfigured => {
             "-ERR [SYS/PERM] Logins do not work at the moment. Please tell your administrator."
         }

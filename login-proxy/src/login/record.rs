@@ -45,6 +45,9 @@ impl Tried<'_> {
             Denied::Owner(why) => {
                 tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
             }
+            Denied::Held { account, why } => {
+                tracing::info!(session, %protocol, client = %address, ?user, method, %account, %why, ms, "login refused: the account is held");
+            }
             Denied::Backend {
                 owner,
                 why: why @ (AttachError::Rejected(_) | AttachError::Cancelled),

@@ -3,12 +3,13 @@
 use shared::backend::LoginProtocol;
 use shared::config::NamesConfig;
 use shared::credentials::Credentials;
-use shared::ownership::{self, Name, Owner, Ownership, Registration, Work};
+use shared::ownership::{self, Entered, Name, Owner, Ownership, Registration, Work};
 use shared::sasl::names_in_token;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
+use super::hold::{Held, Unserved, Waiting};
+use super::{Context, within};
 use crate::backend::{AttachError, Attached, Attempt, Reason};
 use crate::refusal::Refusal;
 
@@ -30,6 +31,12 @@ pub(super) struct Place {
     also: Option<Box<Registration>>,
 }
 
+/// What an attempt finds under its names.
+enum Found {
+    Owner(Box<Owner>, Place),
+    Held(Held),
+}
+
 /// The names under which an attempt is looked up.
 struct Names {
     name: Name,
@@ -47,6 +54,11 @@ pub(super) enum Denied {
         token: Box<str>,
     },
     Owner(ownership::Refusal),
+    /// The account is held, and the attempt waits no longer.
+    Held {
+        account: Box<str>,
+        why: Unserved,
+    },
     Backend {
         owner: Box<Owner>,
         why: AttachError,
@@ -66,7 +78,7 @@ impl Denied {
             Self::Nameless => Refusal::Misconfigured,
             Self::Owner(refusal) => Refusal::from(refusal),
             Self::Backend { why, .. } => Refusal::from(why),
-            Self::Loop | Self::Restless => Refusal::Unavailable,
+            Self::Held { .. } | Self::Loop | Self::Restless => Refusal::Unavailable,
         }
     }
 }
@@ -103,18 +115,27 @@ impl Names {
     }
 
     /// Registers the session, then reads its owner (P4).
-    fn enter(&self, ownership: &Ownership) -> Result<(Owner, Place), Denied> {
-        let (owner, registration) =
-            ownership.enter(&self.name, Work::Session).map_err(Denied::Owner)?;
-        let Some(token) = &self.token else {
-            return Ok((owner, Place { registration, also: None }));
+    fn enter(&self, ownership: &Ownership) -> Result<Found, Denied> {
+        let entered = ownership.enter_held(&self.name, Work::Session).map_err(Denied::Owner)?;
+        let (owner, registration) = match entered {
+            Entered::Owned(owner, registration) => (Box::new(owner), registration),
+            Entered::Held { account, registration } => {
+                return Ok(Found::Held(Held { account, registration }));
+            }
         };
-        let also = match ownership.enter(token, Work::Session) {
-            Ok((other, _)) if other.backend.name != owner.backend.name => {
+        let Some(token) = &self.token else {
+            return Ok(Found::Owner(owner, Place { registration, also: None }));
+        };
+        let also = match ownership.enter_held(token, Work::Session) {
+            Ok(Entered::Owned(other, _)) if other.backend.name != owner.backend.name => {
                 return Err(Denied::Contradiction { token: token.as_str().into() });
             }
-            Ok((other, _)) if other.account == owner.account => None,
-            Ok((_, registration)) => Some(Box::new(registration)),
+            Ok(Entered::Owned(other, _)) if other.account == owner.account => None,
+            Ok(Entered::Owned(_, registration)) => Some(Box::new(registration)),
+            // What waits for one account is not registered under the other: nobody has to wait for it.
+            Ok(Entered::Held { account, registration }) => {
+                return Ok(Found::Held(Held { account, registration }));
+            }
             // Not an account of ours: the client's word counts.
             Err(
                 ownership::Refusal::ForeignDomain
@@ -123,7 +144,7 @@ impl Names {
             ) => None,
             Err(refusal) => return Err(Denied::Owner(refusal)),
         };
-        Ok((owner, Place { registration, also }))
+        Ok(Found::Owner(owner, Place { registration, also }))
     }
 }
 
@@ -150,19 +171,36 @@ impl Place {
     }
 }
 
-/// Registers, looks up, logs in at the owner, and compares: until a verdict comes from the owner of then.
-pub(super) async fn route(cx: &Context, attempt: Attempt<'_>) -> Result<Granted, Denied> {
+/// Registers, waits out a hold, looks up, logs in at the owner, and compares: until a verdict comes from
+/// the owner of then.
+pub(super) async fn route(
+    cx: &Context,
+    mut attempt: Attempt<'_>,
+    login_until: Option<Instant>,
+) -> Result<Granted, Denied> {
     let names = Names::of(attempt.credentials, &cx.names)?;
     if attempt.client.ttl == 0 {
         return Err(Denied::Loop);
     }
-    for _ in 0..MAX_ROUTINGS {
+    let mut waiting = Waiting::new(cx, attempt.client.session, login_until);
+    let mut routings = 0;
+    while routings < MAX_ROUTINGS {
         // What the client has answered fits one backend only.
         if attempt.prompt.was_used() {
             break;
         }
         // Registered before the owner is read: a flip from here on finds this attempt (P4).
-        let (owner, place) = names.enter(&cx.ownership)?;
+        let (owner, place) = match names.enter(&cx.ownership)? {
+            Found::Owner(owner, place) => (owner, place),
+            Found::Held(held) => {
+                waiting.wait_out(held).await?;
+                // The backend's time begins when there is one to ask.
+                attempt.until = within(cx.rules.attach_timeout, login_until);
+                continue;
+            }
+        };
+        waiting.leave();
+        routings += 1;
         let attached = tokio::select! {
             biased;
             () = place.outdated() => continue,
@@ -175,8 +213,8 @@ pub(super) async fn route(cx: &Context, attempt: Attempt<'_>) -> Result<Granted,
             continue;
         }
         return match attached {
-            Ok(attached) => Ok(Granted { attached, owner, place }),
-            Err(why) => Err(Denied::Backend { owner: Box::new(owner), why }),
+            Ok(attached) => Ok(Granted { attached, owner: *owner, place }),
+            Err(why) => Err(Denied::Backend { owner, why }),
         };
     }
     Err(Denied::Restless)

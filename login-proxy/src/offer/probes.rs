@@ -114,7 +114,7 @@ impl Said {
                     if !std::mem::replace(&mut was_away, true) {
                         tracing::warn!(
                             backend = %name, %protocol, %error,
-                            "the backend does not say what it can; what it last said counts"
+                            "the backend does not say what it can; what it said before counts, if it ever did"
                         );
                     }
                     AGAIN
@@ -159,6 +159,13 @@ impl Said {
                 "the backend takes no client's address from us, so it takes us for every client: name \
                  this host in its login_trusted_networks or smtpd_authorized_xclient_hosts, or set \
                  another identity for it"
+            );
+        }
+        if abilities.mechanisms.is_empty() {
+            tracing::warn!(
+                backend = %backend.name, protocol = %self.protocol.kind,
+                "the backend takes neither passwords nor tokens on such a connection, so nobody can log \
+                 in to it: does it want TLS (`tls` of this endpoint)?"
             );
         }
         backends.insert(backend.name.as_str().into(), abilities);

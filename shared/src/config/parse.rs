@@ -10,8 +10,8 @@ use toml::de::{DeTable, Deserializer};
 
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
-    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, MxConfig,
-    NamesConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
+    LoginListener, MxConfig, NamesConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
 };
 use crate::address::{Address, Domain};
 
@@ -66,6 +66,7 @@ impl Parser<'_, '_> {
         let backends = self.backends(file.backends);
         let login = self.login(file.login, &host, has_certificate);
         self.somebody_speaks(&login, &backends);
+        self.nobody_listens_twice(&login);
         Config {
             node: self.node(file.node, &host),
             ownership: self.ownership(file.ownership),
@@ -246,6 +247,24 @@ impl Parser<'_, '_> {
             max_connections: listener.max_connections,
             max_per_address: listener.max_per_address,
         })
+    }
+
+    /// The second would find the address in use, by ourselves.
+    fn nobody_listens_twice(&mut self, login: &LoginConfig) {
+        let mut seen = Vec::new();
+        for LoginListener { protocol, listener } in &login.listeners {
+            for bind in &listener.binds {
+                let any_port = match bind {
+                    Bind::Port(port) => *port == 0,
+                    Bind::Address(address) => address.port() == 0,
+                };
+                if seen.contains(&bind) && !any_port {
+                    let message = format!("another listener has {bind} already");
+                    self.problems.note(&format!("login.{protocol}.listen"), message);
+                }
+                seen.push(bind);
+            }
+        }
     }
 
     fn log(&mut self, log: raw::Log) -> LogConfig {

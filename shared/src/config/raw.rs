@@ -259,6 +259,10 @@ pub(super) struct Login {
     #[serde(with = "humantime_serde")]
     pub(super) attach_timeout: Duration,
     #[serde(with = "humantime_serde")]
+    pub(super) hold_wait: Duration,
+    pub(super) max_held_per_account: usize,
+    pub(super) max_held: usize,
+    #[serde(with = "humantime_serde")]
     pub(super) idle_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub(super) kick_grace: Duration,
@@ -284,6 +288,9 @@ impl Default for Login {
             max_failures: 10,
             failure_delay: Duration::from_secs(2),
             attach_timeout: Duration::from_secs(30),
+            hold_wait: Duration::from_secs(30),
+            max_held_per_account: 20,
+            max_held: 5000,
             // IDLE is renewed every 29 minutes (RFC 2177); servers may log out after 30.
             idle_timeout: Duration::from_mins(31),
             kick_grace: Duration::from_secs(2),

@@ -48,7 +48,8 @@ enum Act {
 struct Running {
     name: Name,
     account: Box<str>,
-    backend: BackendName,
+    /// `None`: the account was held, and the work waits.
+    backend: Option<BackendName>,
     registration: Registration,
 }
 
@@ -106,12 +107,19 @@ impl Node {
         }
         for running in &self.running {
             let now = self.ownership.look_up(&running.name);
-            let same = now.is_ok_and(|now| {
-                now.account == running.account && now.backend.name == running.backend
-            });
+            let same = match now {
+                Ok(now) => {
+                    now.account == running.account
+                        && Some(&now.backend.name) == running.backend.as_ref()
+                }
+                Err(Refusal::Held { account }) => {
+                    account == running.account && running.backend.is_none()
+                }
+                Err(_) => false,
+            };
             prop_assert!(
                 same || running.registration.is_outdated(),
-                "{} runs at {}",
+                "{} runs at {:?}",
                 running.name,
                 running.backend
             );
@@ -216,11 +224,17 @@ proptest! {
                     let entered = ownership.enter_stepwise(&name, work, || {
                         node.borrow_mut().feed(between.next().unwrap_or_default());
                     });
-                    if let Ok((owner, registration)) = entered {
-                        let Owner { account, backend, .. } = owner;
-                        let backend = backend.name.clone();
-                        node.borrow_mut().running.push(Running { name, account, backend, registration });
-                    }
+                    let running = match entered {
+                        Ok(Entered::Owned(Owner { account, backend, .. }, registration)) => {
+                            let backend = Some(backend.name.clone());
+                            Some(Running { name, account, backend, registration })
+                        }
+                        Ok(Entered::Held { account, registration }) => {
+                            Some(Running { name, account, backend: None, registration })
+                        }
+                        Err(_) => None,
+                    };
+                    node.borrow_mut().running.extend(running);
                 }
                 Act::Leave(nth) => {
                     let mut node = node.borrow_mut();

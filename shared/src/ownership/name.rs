@@ -68,6 +68,7 @@ impl Name {
             return Err(NameError::Control);
         }
         let text = match typed.rsplit_once('@') {
+            Some(("", _)) => return Err(NameError::Empty),
             Some((local, domain)) => {
                 let domain = Domain::parse(domain).map_err(|_| NameError::Domain)?;
                 format!("{}@{domain}", local.to_ascii_lowercase())
@@ -154,6 +155,7 @@ mod tests {
     fn a_name_that_could_break_a_log_line_is_refused() {
         for (typed, error) in [
             (&b""[..], NameError::Empty),
+            (b"@example.org", NameError::Empty),
             (b"ann\n@example.org", NameError::Control),
             (b"ann\0@example.org", NameError::Control),
             ("ann\u{85}@example.org".as_bytes(), NameError::Control),

@@ -7,6 +7,7 @@
 
 mod accounts;
 mod flip;
+mod holds;
 mod import;
 
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ use sqlx::sqlite::{
 pub use accounts::{AccountLine, AuditLine, Filter, Shown};
 pub(super) use flip::sign_sqlite;
 pub use flip::{Flipped, Settling};
+pub use holds::NodeStatus;
+pub(super) use holds::expire_sqlite;
 pub use import::{ImportRow, Imported, Moves, Problem, read_csv};
 
 use super::schema::{self, Apply, SchemaError};
@@ -117,6 +120,36 @@ pub enum TableError {
         .0.join(", ")
     )]
     Held(Vec<String>),
+    /// A second mover comes too late.
+    #[error(
+        "account {account} is held already, {}",
+        until.as_ref().map_or_else(|| "without end".to_owned(), |until| format!("until {until}"))
+    )]
+    HeldAlready {
+        /// The account.
+        account: String,
+        /// When its lease ends, UTC.
+        until: Option<String>,
+    },
+    /// The hold was ended, by its lease, by another or deliberately.
+    #[error("account {account} is not held (any more); its owner is {owner}")]
+    NotHeld {
+        /// The account.
+        account: String,
+        /// Who serves it.
+        owner: String,
+    },
+    /// It is another's hold.
+    #[error("account {0} is held, but not under this token")]
+    OtherHolder(String),
+    /// Some node may still serve the account.
+    #[error(
+        "account {0} is not fenced\n  Call `mailshift fence` until no node is waiting or busy."
+    )]
+    NotFenced(String),
+    /// A lease that nobody would wait for.
+    #[error("a lease is longer than 0 and at most 1 hour")]
+    BadLease,
     /// A live node could not serve the owner.
     #[error("backend {owner} is not configured on {nodes}")]
     OwnerUnknown {

@@ -64,9 +64,9 @@ pub fn commands(offered: &Extensions, subject: Subject<'_>) -> Vec<String> {
         ("CLIENT-TRANSPORT", login.map(transport)),
         ("HELO", helo.map(|name| name.to_string())),
         ("PROTO", Some(if extended { "ESMTP" } else { "SMTP" }.to_owned())),
-        ("PORT", Some(client.port().to_string())),
+        ("PORT", port(client)),
         ("DESTADDR", Some(address(local.ip()))),
-        ("DESTPORT", Some(local.port().to_string())),
+        ("DESTPORT", port(local)),
         ("ADDR", Some(address(client.ip()))),
     ];
     let mut commands = Vec::new();
@@ -89,6 +89,11 @@ pub fn commands(offered: &Extensions, subject: Subject<'_>) -> Vec<String> {
     }
     commands.push(command + "\r\n");
     commands
+}
+
+/// A port that is not known is 0, which Dovecot takes for an error.
+fn port(address: SocketAddr) -> Option<String> {
+    (address.port() != 0).then(|| address.port().to_string())
 }
 
 fn address(ip: IpAddr) -> String {

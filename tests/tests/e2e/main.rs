@@ -3,6 +3,7 @@
 
 mod clients;
 mod flip;
+mod holds;
 mod identity;
 mod names;
 mod outage;

@@ -1,5 +1,7 @@
 //! Mechanisms other than PLAIN: relayed, or translated into what the backend takes (LOG-5..7).
 
+use std::time::Duration;
+
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,14 +17,15 @@ fn manners(capabilities: &'static str, verdict: &'static str) -> Manners {
     Manners { capabilities, verdict: Verdict::Say(verdict), ..Manners::default() }
 }
 
-/// A node that offers everything, and `ann` at its only backend.
+/// A node that offers everything and waits for holds, and `ann` at its only backend.
 async fn node(manners: Manners) -> Result<(LoginBackend, LoginNode)> {
     let old = LoginBackend::start("old", manners).await?;
     let offer = Offer {
         capabilities: ["IMAP4rev1".into(), "SASL-IR".into()].into(),
         mechanisms: Mechanisms::of_words(Mechanism::ALL.map(Mechanism::as_str)),
     };
-    let settings = Settings { offer: Some(offer), ..Settings::default() };
+    let mut settings = Settings { offer: Some(offer), ..Settings::default() };
+    settings.rules.hold_wait = Duration::from_hours(1);
     let node = LoginNode::start_with([old.configured()], settings)?;
     node.set_owner("ann", "old");
     Ok((old, node))
@@ -122,7 +125,7 @@ async fn a_client_that_gives_up_in_the_middle_leaves_the_backend_and_may_try_aga
 }
 
 #[tokio::test]
-async fn a_flip_during_scram_is_unavailable_and_never_goes_on_at_the_new_owner() -> Result<()> {
+async fn a_hold_during_scram_is_not_waited_out_and_never_goes_on_at_the_new_owner() -> Result<()> {
     let manners = Manners {
         challenges: &["r=abcdef,s=c2FsdA==,i=4096"],
         ..manners("IMAP4rev1 SASL-IR AUTH=SCRAM-SHA-256", "TAG OK in\r\n")

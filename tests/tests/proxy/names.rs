@@ -10,6 +10,7 @@ use shared::sasl::{Mechanism, Mechanisms};
 use tests::conversation::Conversation;
 use tests::login_backend::{LoginBackend, Manners, Verdict};
 use tests::login_node::{LoginNode, Settings};
+use tests::patience::PATIENCE;
 
 use super::two;
 
@@ -27,7 +28,9 @@ fn node(backends: impl IntoIterator<Item = Backend>) -> Result<LoginNode> {
         master_separators: "*%".into(),
         token_claims: ["email".into(), "upn".into()].into(),
     };
-    LoginNode::start_with(backends, Settings { offer: Some(offer), names, ..Settings::default() })
+    let mut settings = Settings { offer: Some(offer), names, ..Settings::default() };
+    settings.rules.hold_wait = PATIENCE;
+    LoginNode::start_with(backends, settings)
 }
 
 async fn stage() -> Result<(LoginBackend, LoginBackend, LoginNode)> {
@@ -112,5 +115,23 @@ async fn a_session_of_two_accounts_at_one_owner_ends_when_either_moves() -> Resu
         old.until("the session is over", |all| all.iter().all(|c| c.closed)).await?;
         node.applied().await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_waits_for_the_account_that_its_token_names() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    node.hold("cat", "old");
+    let mut client =
+        bearer(&node, "ann@example.org", &jwt(r#"{"email":"cat@example.org"}"#)).await?;
+    node.until_held(1).await?;
+    let registry = node.ownership.registry();
+    assert_eq!(registry.counts(), (1, 0));
+    // A change of the other account waits for nobody.
+    node.set_owner("ann", "new");
+    assert!(registry.busy().is_empty());
+    node.set_owner("cat", "new");
+    client.expect("a OK").await?;
+    assert_eq!((old.connections().len(), new.connections().len()), (0, 1));
     Ok(())
 }

@@ -141,7 +141,7 @@ impl Reply {
             }
             ("LIMIT", _) => AttachError::TooManySessions,
             ("UNAVAILABLE" | "INUSE", _) | (_, Status::Bye) => AttachError::Unavailable,
-            ("SERVERBUG" | "CONTACTADMIN" | "PRIVACYREQUIRED" | "CANNOT", _)
+            ("REFERRAL" | "SERVERBUG" | "CONTACTADMIN" | "PRIVACYREQUIRED" | "CANNOT", _)
             | (_, Status::Bad | Status::Preauth | Status::Continue | Status::Ok) => {
                 AttachError::Refuses
             }
@@ -199,6 +199,7 @@ mod tests {
             ),
             ("NO [LIMIT] too many", "TooManySessions"),
             ("NO [SERVERBUG] oops", "Refuses"),
+            ("NO [REFERRAL imap://elsewhere.example/] moved", "Refuses"),
             ("NO [PRIVACYREQUIRED] TLS", "Refuses"),
             ("BAD what", "Refuses"),
             ("BYE going", "Unavailable"),

@@ -138,6 +138,10 @@ impl Parser<'_, '_> {
             raw::BackendTls::StartTls
         });
         let tls = self.backend_tls(key, &host, mode, endpoint, rules)?;
+        if endpoint.port == Some(0) {
+            self.problems.note(&format!("{key}.port"), "0 is no port to connect to");
+        }
+        self.trust_is_used(key, mode, endpoint);
         let default_port = match mode {
             raw::BackendTls::Implicit => rules.implicit_port,
             raw::BackendTls::Plain | raw::BackendTls::StartTls => rules.port,
@@ -198,6 +202,28 @@ impl Parser<'_, '_> {
                 self.problems.note(&format!("{key}.tls"), error.to_string());
                 None
             }
+        }
+    }
+
+    /// A pin that nothing looks at would be worse than none.
+    fn trust_is_used(&mut self, key: &str, mode: raw::BackendTls, endpoint: &raw::Endpoint) {
+        let named = [
+            ("server_name", !endpoint.server_name.is_empty()),
+            ("ca_file", endpoint.ca_file.is_some()),
+            ("pin_sha256", !endpoint.pin_sha256.is_empty()),
+            ("client_cert_file", endpoint.client_cert_file.is_some()),
+        ];
+        for (name, _) in named.into_iter().filter(|(_, given)| *given) {
+            if mode == raw::BackendTls::Plain {
+                let message = "is for TLS, and there is none on this connection: set tls = \"starttls\" \
+                               or \"implicit\"";
+                self.problems.note(&format!("{key}.{name}"), message);
+            }
+        }
+        if endpoint.ca_file.is_some() && !endpoint.pin_sha256.is_empty() {
+            let message =
+                "a pin says which key it is, whoever signed it: leave ca_file or pin_sha256 out";
+            self.problems.note(&format!("{key}.ca_file"), message);
         }
     }
 

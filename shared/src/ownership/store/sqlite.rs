@@ -25,15 +25,12 @@ use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
 use crate::ownership::map::{Claim, Tables};
 use crate::ownership::schema::{self, Apply, SchemaError};
-use crate::ownership::table::sign_sqlite;
+use crate::ownership::table::{expire_sqlite, sign_sqlite};
 
 /// How often the file is asked whether somebody has written to it. A flip is seen within this.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longest wait for another writer's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many holds are over.
-const EXPIRED: &str = "SELECT count(*) FROM accounts WHERE state = 'held' \
-                       AND hold_until < strftime('%Y-%m-%d %H:%M:%f', 'now')";
 
 /// The ownership table in SQLite.
 #[derive(Debug)]
@@ -271,22 +268,7 @@ impl SqliteStore {
     }
 
     pub(super) async fn expire_holds(&self) -> Result<u64, StoreError> {
-        let over: i64 = sqlx::query_scalar(EXPIRED).fetch_one(&self.table).await?;
-        if over == 0 {
-            return Ok(0);
-        }
-        let mut transaction = self.table.begin_with("BEGIN IMMEDIATE").await?;
-        sign_sqlite(&mut transaction, Some((&self.signature(), "expire_holds"))).await?;
-        let ended = sqlx::query(
-            "UPDATE accounts SET state = 'active' WHERE state = 'held' \
-             AND hold_until < strftime('%Y-%m-%d %H:%M:%f', 'now')",
-        )
-        .execute(&mut *transaction)
-        .await?
-        .rows_affected();
-        sign_sqlite(&mut transaction, None).await?;
-        transaction.commit().await?;
-        Ok(ended)
+        Ok(expire_sqlite(&self.table, &self.signature()).await?)
     }
 
     pub(super) async fn dispute<'a>(

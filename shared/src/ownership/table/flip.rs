@@ -193,18 +193,10 @@ async fn flip_sqlite(
     sign_sqlite(transaction, Some((actor, "accounts flip"))).await?;
     let (mut changed, mut held) = (Vec::new(), Vec::new());
     for name in &names {
-        let domain = name.rsplit_once('@').map(|(_, domain)| domain);
-        sqlx::query(SQLITE_ENSURE).bind(name).bind(domain).execute(&mut **transaction).await?;
-        let row: Option<(String, String)> =
-            sqlx::query_as("SELECT owner, state FROM accounts WHERE account = $1")
-                .bind(name)
-                .fetch_optional(&mut **transaction)
-                .await?;
-        match row {
-            None => return Err(missing_sqlite(transaction, name).await?),
-            Some((_, state)) if state == "held" => held.push(name.clone()),
-            Some((now, _)) if now == owner.as_str() => {}
-            Some(_) => {
+        match ensure_sqlite(transaction, name).await? {
+            (_, state) if state == "held" => held.push(name.clone()),
+            (now, _) if now == owner.as_str() => {}
+            (..) => {
                 sqlx::query("UPDATE accounts SET owner = $1 WHERE account = $2")
                     .bind(owner.as_str())
                     .bind(name)
@@ -216,6 +208,23 @@ async fn flip_sqlite(
     }
     sign_sqlite(transaction, None).await?;
     finish(names, changed, held)
+}
+
+/// Gives an account that has no row one at its domain's default owner. Nothing changes by it.
+pub(super) async fn ensure_sqlite(
+    transaction: &mut Transaction<'_, Sqlite>,
+    name: &str,
+) -> Result<(String, String), TableError> {
+    let domain = name.rsplit_once('@').map(|(_, domain)| domain);
+    sqlx::query(SQLITE_ENSURE).bind(name).bind(domain).execute(&mut **transaction).await?;
+    let row = sqlx::query_as("SELECT owner, state FROM accounts WHERE account = $1")
+        .bind(name)
+        .fetch_optional(&mut **transaction)
+        .await?;
+    match row {
+        Some(row) => Ok(row),
+        None => Err(missing_sqlite(transaction, name).await?),
+    }
 }
 
 /// Why a name has no row: an alias, or nothing.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says no by a panic")]
 
+mod mover;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -160,7 +162,7 @@ fn commands_on_sqlite() {
 fn commands_on_postgres() {
     let server = Server::shared();
     let shift = Shift::postgres();
-    let database = shift.url.split(['/', '?']).nth(3).unwrap().to_owned();
+    let database = database_of(&shift);
     walk(&shift, |sql| drop(server.psql(&database, sql).unwrap()));
     shift.says(&["schema", "apply", "--roles"]);
     assert_eq!(
@@ -172,11 +174,16 @@ fn commands_on_postgres() {
     assert!(shift.refuses(&["sql"]).contains("psql"));
 }
 
+/// The name of a table's database in Postgres.
+fn database_of(shift: &Shift) -> String {
+    shift.url.split(['/', '?']).nth(3).unwrap().to_owned()
+}
+
 #[test]
 fn a_live_node_must_know_the_owner_and_is_waited_for() {
     let server = Server::shared();
     let postgres = Shift::postgres();
-    let database = postgres.url.split(['/', '?']).nth(3).unwrap().to_owned();
+    let database = database_of(&postgres);
     let sqlite = Shift::sqlite();
     for (shift, table, lease, run_sql) in [
         (

@@ -1,0 +1,114 @@
+//! Places: so many in all, so many for one key (an address, an account).
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Places that are given out.
+#[derive(Debug)]
+pub struct Seats<K> {
+    max: usize,
+    max_per_key: usize,
+    taken: Mutex<Taken<K>>,
+}
+
+#[derive(Debug)]
+struct Taken<K> {
+    all: usize,
+    by_key: HashMap<K, usize>,
+}
+
+/// One place, given back when dropped.
+#[derive(Debug)]
+pub struct Seat<K: Eq + Hash> {
+    seats: Arc<Seats<K>>,
+    key: K,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// All are taken.
+    #[error("all places are taken")]
+    InAll,
+    /// All that one key may have are taken.
+    #[error("all places for one are taken")]
+    ForKey,
+}
+
+impl<K: Eq + Hash + Clone> Seats<K> {
+    /// That many places, none of them taken.
+    pub fn new(max: usize, max_per_key: usize) -> Arc<Self> {
+        let taken = Mutex::new(Taken { all: 0, by_key: HashMap::new() });
+        Arc::new(Self { max, max_per_key, taken })
+    }
+
+    /// Takes a place for `key`.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`].
+    pub fn take(self: &Arc<Self>, key: K) -> Result<Seat<K>, Full> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.all >= self.max {
+            return Err(Full::InAll);
+        }
+        let here = taken.by_key.get(&key).copied().unwrap_or_default();
+        if here >= self.max_per_key {
+            return Err(Full::ForKey);
+        }
+        taken.by_key.insert(key.clone(), here.saturating_add(1));
+        taken.all = taken.all.saturating_add(1);
+        Ok(Seat { seats: Arc::clone(self), key })
+    }
+
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+}
+
+impl<K: Eq + Hash> Seat<K> {
+    /// For whom it was taken.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+}
+
+impl<K: Eq + Hash> Drop for Seat<K> {
+    fn drop(&mut self) {
+        let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all = taken.all.saturating_sub(1);
+        if let Some(here) = taken.by_key.get_mut(&self.key) {
+            *here = here.saturating_sub(1);
+            if *here == 0 {
+                taken.by_key.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_counted_in_all_and_by_key() {
+        let seats = Seats::new(3, 2);
+        let first = seats.take("ann").unwrap();
+        let _second = seats.take("ann").unwrap();
+        assert_eq!(seats.take("ann").unwrap_err(), Full::ForKey);
+        let _third = seats.take("bob").unwrap();
+        assert_eq!(seats.take("cat").unwrap_err(), Full::InAll);
+        drop(first);
+        assert_eq!(seats.taken(), 2);
+        seats.take("ann").unwrap();
+    }
+
+    #[test]
+    fn a_key_without_seats_is_forgotten() {
+        let seats = Seats::new(3, 2);
+        drop(seats.take("ann").unwrap());
+        assert!(seats.taken.lock().unwrap().by_key.is_empty());
+    }
+}
