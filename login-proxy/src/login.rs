@@ -11,7 +11,7 @@ mod record;
 mod route;
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +25,10 @@ use shared::seats::Seats;
 use shared::wire::{AnswerGrace, Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
 
 use self::record::{Record, Tried};
-use self::route::{Granted, Place, route};
+use self::route::{Granted, route};
 use crate::backend::{Attempt, Client, Reason, prompt};
 use crate::front::{Event, Front, Terms, Told};
 use crate::offer::CurrentOffer;
@@ -322,7 +323,7 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
     let Granted { attached, owner, place } = granted;
     let rules = JoinRules {
         idle: cx.rules.idle_timeout,
-        kick: place.token().cloned().unwrap_or_default(),
+        kick: place.token().clone(),
         kick_grace: cx.rules.kick_grace,
         answer: answer_grace(cx, &owner),
         end: cx.lifecycle.end().clone(),
@@ -335,27 +336,39 @@ fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: G
         owner,
         began: Instant::now(),
     });
-    if place.token().is_some() {
-        let joined = join(wire, attached.wire, rules);
-        cx.lifecycle.spawn("join", async move {
-            let joined = joined.await;
-            finish(place, &record, seat, &joined);
-        });
-        return;
-    }
-    // The rare session that may be about either of two accounts ends when either of them moves.
-    let kick = rules.kick.clone();
-    let mut joined = Box::pin(join(wire, attached.wire, rules));
+    // In a box: an async block keeps what it owns and awaits twice, and this is what a session costs.
+    let joined: Pin<Box<dyn Future<Output = Joined> + Send>> = match place.other_token() {
+        None => Box::pin(join(wire, attached.wire, rules)),
+        Some(other) => {
+            let tokens = [place.token().clone(), other.clone()];
+            Box::pin(join_of_two_accounts(wire, attached.wire, rules, tokens))
+        }
+    };
     cx.lifecycle.spawn("join", async move {
-        let joined = tokio::select! {
-            joined = &mut joined => joined,
-            () = place.outdated() => {
-                kick.cancel();
-                joined.await
-            }
-        };
-        finish(place, &record, seat, &joined);
+        let joined = joined.await;
+        // Both legs are closed: only now the session is not busy any more (P5).
+        drop(place);
+        record.write(&joined);
+        drop(seat);
     });
+}
+
+/// The rare session that may be about either of two accounts ends when either of them moves.
+async fn join_of_two_accounts(
+    client: Wire,
+    backend: Wire,
+    rules: JoinRules,
+    [one, other]: [CancellationToken; 2],
+) -> Joined {
+    let kick = CancellationToken::new();
+    let mut joined = pin!(join(client, backend, JoinRules { kick: kick.clone(), ..rules }));
+    tokio::select! {
+        joined = &mut joined => return joined,
+        () = one.cancelled() => {}
+        () = other.cancelled() => {}
+    }
+    kick.cancel();
+    joined.await
 }
 
 /// A message that is cut off before its answer comes twice; the other protocols lose nothing. A hold waits
@@ -372,11 +385,4 @@ fn answer_grace(cx: &Context, owner: &Owner) -> Option<Box<AnswerGrace>> {
             Ok(Ok(_) | Err(_)) => false,
         };
     Some(Box::new(AnswerGrace { longest: cx.rules.data_grace, hurry: Box::new(hurry) }))
-}
-
-/// Both legs are closed: only now the session is not busy any more (P5).
-fn finish(place: Place, record: &Record, seat: Seat, joined: &Joined) {
-    drop(place);
-    record.write(joined);
-    drop(seat);
 }

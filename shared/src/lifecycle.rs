@@ -33,8 +33,10 @@ impl Lifecycle {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        // An async block keeps what it owns and awaits twice; so it owns a box.
+        let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
         drop(self.tracker.spawn(async move {
-            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            if task.await.is_err() {
                 // The panic itself was written by the panic hook.
                 tracing::error!(task = name, "a task panicked; the others go on");
             }

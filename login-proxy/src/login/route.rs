@@ -165,9 +165,14 @@ impl Place {
             && self.also.as_ref().is_none_or(|also| ownership.still_stands(also))
     }
 
-    /// Cancelled when a change goes over what was read, if that can be told by one token.
-    pub(super) fn token(&self) -> Option<&CancellationToken> {
-        self.also.is_none().then(|| self.registration.token())
+    /// Cancelled when a change goes over what was read under the account that the client named.
+    pub(super) fn token(&self) -> &CancellationToken {
+        self.registration.token()
+    }
+
+    /// Cancelled when a change goes over what was read under the token's account, where that is another.
+    pub(super) fn other_token(&self) -> Option<&CancellationToken> {
+        self.also.as_ref().map(|also| also.token())
     }
 }
 
