@@ -239,8 +239,14 @@ async fn attempt(
         // Nobody waits any more when the attempt has just ended.
         let _ = asked.answer.send(response);
     };
-    let tried =
-        Tried { session, protocol: cx.protocol.kind, address: client.address, credentials, began };
+    let tried = Tried {
+        session,
+        protocol: cx.protocol.kind,
+        address: client.address,
+        credentials,
+        upstream: told.forwarded.as_ref().and_then(|forwarded| forwarded.session.as_deref()),
+        began,
+    };
     Ok(match routed {
         Ok(granted) => {
             tried.log_login(&granted.owner);

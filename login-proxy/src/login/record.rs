@@ -17,22 +17,25 @@ pub(super) struct Tried<'a> {
     pub(super) protocol: LoginProtocol,
     pub(super) address: SocketAddr,
     pub(super) credentials: &'a Credentials,
+    /// A trusted front's name for the session.
+    pub(super) upstream: Option<&'a str>,
     pub(super) began: Instant,
 }
 
 impl Tried<'_> {
     pub(super) fn log_login(&self, owner: &Owner) {
-        let Self { session, protocol, address, credentials, began } = self;
+        let Self { session, protocol, address, credentials, began, .. } = self;
         let user = String::from_utf8_lossy(credentials.mailbox());
         tracing::info!(
             session, %protocol, client = %address, ?user, method = credentials.method(),
             account = %owner.account, owner = %owner.backend.name, epoch = owner.epoch,
-            ms = began.elapsed().as_millis(), "login"
+            // Without a row of its own it lives at its domain's default owner (NAM-6).
+            row = owner.known, upstream = self.upstream, ms = began.elapsed().as_millis(), "login"
         );
     }
 
     pub(super) fn log_refusal(&self, denied: &Denied) {
-        let Self { session, protocol, address, credentials, began } = self;
+        let Self { session, protocol, address, credentials, began, .. } = self;
         let (ms, method) = (began.elapsed().as_millis(), credentials.method());
         let user = String::from_utf8_lossy(credentials.mailbox());
         match denied {

@@ -93,7 +93,10 @@ async fn a_login_and_a_session_have_one_line_each_with_all_there_is_to_know() ->
     };
     let (login, ended) = (line(": login session="), line(": session ended session="));
     for (line, words) in [
-        (&login, &["protocol=imap", "client=127.0.0.1:", "user=\"ann@example.org\""][..]),
+        (
+            &login,
+            &["protocol=imap", "client=127.0.0.1:", "user=\"ann@example.org\"", "row=true"][..],
+        ),
         (
             &ended,
             &["protocol=imap", "client=127.0.0.1:", "octets_in=8", "octets_out=", "ended=Kicked"],
