@@ -165,6 +165,10 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
         if refused >= cx.rules.max_failures {
             return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
         }
+        // What was said ahead needs no reading, where time would be looked at.
+        if wire.deadlines.until.is_some_and(|until| until <= Instant::now()) {
+            return Err(farewell(&mut *front, wire, Farewell::TooSlow));
+        }
     }
 }
 

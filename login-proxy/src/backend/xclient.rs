@@ -46,6 +46,8 @@ mod tests {
                  CLIENT-TRANSPORT=TLS DESTADDR=2001:db8:1111:2222:3333:4444:5555:7777 DESTPORT=61995"
             )
         );
+        let nameless = Client { address: "9.9.9.9:0".parse().unwrap(), ..client };
+        assert!(attributes(nameless).starts_with("ADDR=9.9.9.9 SESSION="), "0 is no port");
         // Dovecot takes 1024 octets before login, its line end counted.
         assert!(line.len() + 16 <= 1024);
     }

@@ -155,6 +155,17 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_nobody_told_is_not_said() {
+        let mut offered = Extensions::default();
+        offered.add(POSTFIX);
+        let (client, local) = ("9.9.9.9:0".parse().unwrap(), "192.0.2.1:0".parse().unwrap());
+        let said =
+            commands(&offered, Subject { client, local, helo: "c", extended: true, login: None });
+        assert!(!said.concat().contains("PORT"), "{said:?}");
+        assert!(said.concat().ends_with(" ADDR=9.9.9.9\r\n"), "{said:?}");
+    }
+
+    #[test]
     fn where_no_address_is_taken_nothing_is_said() {
         assert!(said("XCLIENT NAME HELO", "c", None).is_empty());
         assert!(said("PIPELINING", "c", None).is_empty());

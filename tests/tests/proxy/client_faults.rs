@@ -6,6 +6,8 @@ use anyhow::Result;
 use tests::conversation::Conversation;
 use tests::login_backend::{Manners, Verdict};
 use tests::login_node::{LoginNode, Settings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::{alone, configured, two};
 
@@ -154,5 +156,33 @@ async fn a_silent_session_ends_after_its_idle_time() -> Result<()> {
     let node = node_with(|settings| settings.rules.idle_timeout = SHORT).await?;
     let mut session = node.log_in("ann").await?;
     assert!(session.closed().await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_and_listens_is_answered() -> Result<()> {
+    let (_old, node) = alone(Manners::default()).await?;
+    let mut socket = TcpStream::connect(node.address).await?;
+    socket.write_all(b"a LOGIN ann@example.org secret\r\nb NOOP\r\nc LOGOUT\r\n").await?;
+    socket.shutdown().await?;
+    let mut said = String::new();
+    socket.read_to_string(&mut said).await?;
+    for answer in ["a OK", "b OK done at old", "c OK done"] {
+        assert!(said.contains(answer), "{answer}: {said}");
+    }
+    Ok(())
+}
+
+/// Each refusal that is not about the credentials takes longer than the one before, so within the time for a
+/// login there are few of them: whoever comes again and again must not fill the log.
+#[tokio::test]
+async fn a_client_that_is_put_off_again_and_again_is_answered_a_few_times_only() -> Result<()> {
+    let node = node_with(|settings| settings.rules.login_timeout = Duration::from_secs(2)).await?;
+    node.set_owner("carl", "no-such-backend");
+    let mut client = node.connect().await?;
+    client.send("a LOGIN carl@example.org secret\r\n".repeat(200).as_bytes()).await?;
+    let said = client.closed().await?;
+    let refused = said.iter().filter(|line| line.starts_with("a NO [UNAVAILABLE]")).count();
+    assert!((1..20).contains(&refused), "{refused} answers");
     Ok(())
 }
