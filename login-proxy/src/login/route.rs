@@ -130,7 +130,7 @@ impl Names {
             Ok(Entered::Owned(other, _)) if other.backend.name != owner.backend.name => {
                 return Err(Denied::Contradiction { token: token.as_str().into() });
             }
-            Ok(Entered::Owned(other, _)) if other.account == owner.account => None,
+            // Also where both lead to one account now: a name may come to lead elsewhere.
             Ok(Entered::Owned(_, registration)) => Some(Box::new(registration)),
             // What waits for one account is not registered under the other: nobody has to wait for it.
             Ok(Entered::Held { account, registration }) => {

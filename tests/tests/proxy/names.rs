@@ -135,3 +135,17 @@ async fn a_login_waits_for_the_account_that_its_token_names() -> Result<()> {
     assert_eq!((old.connections().len(), new.connections().len()), (0, 1));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_session_ends_when_its_tokens_name_comes_to_mean_another_account() -> Result<()> {
+    let (old, _new, node) = stage().await?;
+    node.set_alias("annie@example.org", "ann");
+    let token = jwt(r#"{"email":"annie@example.org"}"#);
+    let mut client = bearer(&node, "ann@example.org", &token).await?;
+    client.expect("a OK").await?;
+    node.set_alias("annie@example.org", "bob");
+    assert!(client.closed().await?.is_empty());
+    old.until("the session is over", |all| all.iter().all(|c| c.closed)).await?;
+    node.applied().await?;
+    Ok(())
+}
