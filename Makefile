@@ -3,7 +3,7 @@
 # CI=1 or YES=1: install missing packages without asking. Everything listens on loopback only.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps try test check unit e2e bench fuzz clean
+.PHONY: help deps try test check unit bench chaos fuzz clean
 
 # Where rustup puts cargo, for shells that do not know.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -35,6 +35,15 @@ unit: ## Run the tests that need no servers
 bench: ## Measure beside HAProxy, nginx, Dovecot and Postfix; prints the numbers of the README
 	@tests/deps.sh bench cargo build --release --locked $(SERVICES) --bin bench
 	target/release/bench
+
+# Many more people and flips than in `make test`.
+CHAOS_PEOPLE ?= 100
+CHAOS_ROUNDS ?= 120
+
+chaos: ## Flip, hold and break things under 800 sessions and logins without a pause, for half an hour
+	@tests/deps.sh test cargo build --workspace --locked --bins
+	CROWD_PEOPLE=$(CHAOS_PEOPLE) CROWD_ROUNDS=$(CHAOS_ROUNDS) \
+		cargo test -p tests --locked --test crowd -- --test-threads 1 --nocapture
 
 # Without a sanitizer, since there is no unsafe code here; so the stable compiler will do. What is found is
 # kept in fuzz/found; what breaks a promise in fuzz/artifacts: copy it to fuzz/corpus, where `make test`

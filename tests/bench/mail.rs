@@ -21,7 +21,7 @@ pub async fn run() -> anyhow::Result<()> {
     let table = table::sqlite(directory.path(), 100).await?;
     table::move_half(&table).await?;
     let (old, new) = (Sink::start().await?, Sink::start().await?);
-    let port = tests::ports::reserve()?.port();
+    let port = tests::ports::reserve_one()?.port();
     let config = format!(
         "[node]\nname = \"bench\"\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
          [backends.old.mail]\nhost = \"127.0.0.1\"\nport = {old}\n\

@@ -75,7 +75,7 @@ pub struct LoginNode<'a> {
 impl LoginNode<'_> {
     /// Starts it on `table`, in the directory `state`.
     pub async fn start(&self, state: &Path, table: &str, tls: &Tls) -> anyhow::Result<Service> {
-        let port = tests::ports::reserve()?.port();
+        let port = tests::ports::reserve_one()?.port();
         // What clients connect to, what backends are reached by, and TLS there.
         let (listener, backend, backend_tls) = match self.protocol {
             LoginProtocol::Imap => ("imaps", "imap", "implicit"),

@@ -214,12 +214,8 @@ EVENTS {{
 
 impl Addresses {
     fn reserve() -> Result<Self> {
-        Ok(Self {
-            imap: ports::reserve()?,
-            pop3: ports::reserve()?,
-            managesieve: ports::reserve()?,
-            lmtp: ports::reserve()?,
-        })
+        let [imap, pop3, managesieve, lmtp] = ports::reserve()?;
+        Ok(Self { imap, pop3, managesieve, lmtp })
     }
 }
 

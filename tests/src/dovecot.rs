@@ -12,7 +12,7 @@ mod token;
 
 use std::fmt::Write;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -33,6 +33,8 @@ pub use token::token;
 
 /// What it writes.
 const LOG: &str = "dovecot.log";
+/// Its configuration.
+const CONFIGURATION: &str = "dovecot.conf";
 /// Lines of a start that failed because a port was taken meanwhile.
 const TAKEN: &str = "Address already in use";
 /// What to do where there is no Dovecot.
@@ -133,7 +135,7 @@ impl Dovecot {
     pub async fn resume(&mut self) -> Result<()> {
         let program = program()?;
         let text = dialect::configuration(self, dialect::version(&program)?)?;
-        let file = self.place.write("dovecot.conf", &text, 0o644, None)?;
+        let file = self.place.write(CONFIGURATION, &text, 0o644, None)?;
         let command = [&*program, "-F", "-c", &*file.to_string_lossy()];
         // The log goes on from an earlier start, whose lines do not count.
         let before = self.log().len();
@@ -141,8 +143,9 @@ impl Dovecot {
         let started = until("Dovecot to start", || {
             let log = self.log();
             let log = log.get(before..).unwrap_or_default();
-            (log.contains("starting up for") || log.contains("Fatal:") || !child.is_running())
-                .then_some(())
+            let listens = || TcpStream::connect(self.addresses.imap).is_ok();
+            let is_over = || log.contains("Fatal:") || !child.is_running();
+            ((log.contains("starting up for") && listens()) || is_over()).then_some(())
         });
         started.await?;
         ensure!(child.is_running(), "Dovecot ended:\n{}", last_lines(&self.log()));
@@ -263,6 +266,22 @@ impl Dovecot {
         })
     }
 
+    /// Whose sessions are open, an entry each, of whatever protocol.
+    ///
+    /// # Errors
+    ///
+    /// `doveadm` does not answer.
+    pub fn sessions(&self) -> Result<Vec<String>> {
+        let printed = output(
+            Command::new("doveadm")
+                .arg("-c")
+                .arg(self.place.join(CONFIGURATION))
+                .args(["who", "-1"]),
+        )?;
+        let lines = printed.lines().skip(1);
+        Ok(lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+    }
+
     /// Holds back the verdict on every login of `account` that begins from now on. Needs
     /// [`Options::gate`].
     ///
@@ -299,15 +318,8 @@ impl Dovecot {
 
 impl Addresses {
     fn reserve() -> Result<Self> {
-        Ok(Self {
-            imap: ports::reserve()?,
-            imaps: ports::reserve()?,
-            lmtp: ports::reserve()?,
-            pop3: ports::reserve()?,
-            managesieve: ports::reserve()?,
-            submission: ports::reserve()?,
-            sasl: ports::reserve()?,
-        })
+        let [imap, imaps, lmtp, pop3, managesieve, submission, sasl] = ports::reserve()?;
+        Ok(Self { imap, imaps, lmtp, pop3, managesieve, submission, sasl })
     }
 }
 

@@ -24,6 +24,7 @@ pub mod postfix;
 pub mod postgres;
 pub mod program;
 pub mod rows;
+pub mod session;
 pub mod sink;
 pub mod smtp;
 pub mod table;

@@ -79,7 +79,7 @@ impl Postfix {
         for name in ["etc", "log"] {
             place.directory(name, 0o755, None)?;
         }
-        let mut server = Self { options, smtp: ports::reserve()?, child: None, place };
+        let mut server = Self { options, smtp: ports::reserve_one()?, child: None, place };
         server.own_directories(sudo, postfix, mail_user)?;
         empty_log(sudo, &server.place)?;
         for _ in 0..ATTEMPTS {
@@ -87,7 +87,7 @@ impl Postfix {
                 Err(_) if server.log().contains(TAKEN) => {
                     server.child = None;
                     empty_log(sudo, &server.place)?;
-                    server.smtp = ports::reserve()?;
+                    server.smtp = ports::reserve_one()?;
                 }
                 other => return other.map(|()| server),
             }

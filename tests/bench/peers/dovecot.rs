@@ -8,7 +8,7 @@ use crate::tls::Tls;
 pub async fn start(tls: &Tls, backend: u16, backend_tls: bool) -> anyhow::Result<Peer> {
     let place = Place::new()?;
     place.directory("run", 0o755, None)?;
-    let port = tests::ports::reserve()?.port();
+    let port = tests::ports::reserve_one()?.port();
     let leg = if backend_tls { "ssl=any-cert" } else { "" };
     let place_path = place.path().display();
     let text = format!(

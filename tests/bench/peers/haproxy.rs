@@ -7,7 +7,7 @@ use crate::tls::{HOST, Tls};
 
 pub async fn start(tls: &Tls, backend: u16, backend_tls: bool) -> anyhow::Result<Peer> {
     let place = Place::new()?;
-    let port = tests::ports::reserve()?.port();
+    let port = tests::ports::reserve_one()?.port();
     let leg = if backend_tls {
         let ca = tls.ca_file.display();
         format!("ssl verify required ca-file {ca} sni str({HOST}) verifyhost {HOST} no-ssl-reuse")

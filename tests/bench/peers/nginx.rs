@@ -11,7 +11,7 @@ use crate::tls::{HOST, Tls};
 pub async fn start(tls: &Tls, backend: u16, backend_tls: bool) -> anyhow::Result<Peer> {
     ensure!(!backend_tls, "it speaks no TLS to backends");
     let place = Place::new()?;
-    let port = tests::ports::reserve()?.port();
+    let port = tests::ports::reserve_one()?.port();
     let directory = directory(backend).await?;
     let text = format!(
         "load_module /usr/lib/nginx/modules/ngx_mail_module.so;\n\

@@ -67,6 +67,7 @@ username_attribute = email
             "auth_mechanisms = plain login xoauth2 oauthbearer scram-sha-1 scram-sha-256
 auth_master_user_separator = *
 hostname = {name}.example.org
+managesieve_implementation_string = {name}
 submission_relay_host = {relay_host}
 submission_relay_port = {relay_port}
 service pop3-login {{

@@ -31,8 +31,8 @@ impl Start {
     fn new() -> Self {
         let start = Self {
             place: Place::new().unwrap(),
-            smtp: ports::reserve().unwrap(),
-            imap: ports::reserve().unwrap(),
+            smtp: ports::reserve_one().unwrap(),
+            imap: ports::reserve_one().unwrap(),
         };
         let configuration = format!(
             "[node]\nname = \"node1\"\nstate_dir = \"{place}/state\"\nshutdown_grace = \"1s\"\n\
