@@ -5,6 +5,7 @@
 
 mod backend;
 mod client;
+mod crowd;
 mod flip;
 mod idle;
 mod login;
@@ -37,6 +38,8 @@ enum Part {
     Map,
     /// From the commit of a flip to its effect on three nodes.
     Flip,
+    /// From a hold to its fence on three nodes.
+    Hold,
     /// Memory of idle joined sessions.
     Idle,
     /// Logins: CPU and rate.
@@ -45,6 +48,8 @@ enum Part {
     Relay,
     /// What a joined session adds to a round trip.
     Trip,
+    /// How long a login takes among thousands of sessions and attackers.
+    Crowd,
     /// Cut-through messages: CPU and rate.
     Mail,
 }
@@ -63,10 +68,12 @@ async fn main() -> anyhow::Result<()> {
         match part {
             Part::Map => map::run().await?,
             Part::Flip => flip::run().await?,
+            Part::Hold => flip::hold().await?,
             Part::Idle => idle::run().await?,
             Part::Login => login::run().await?,
             Part::Relay => relay::run().await?,
             Part::Trip => trip::run().await?,
+            Part::Crowd => crowd::run().await?,
             Part::Mail => mail::run().await?,
         }
         println!("({part:?}: {:.0} s)", began.elapsed().as_secs_f64());
