@@ -245,8 +245,7 @@ impl Carrier for ImapCarrier<'_> {
     }
 
     async fn respond(&mut self, response: Option<&Secret>) -> Result<(), AttachError> {
-        self.wire.output.push(response.map_or(&b"*"[..], Secret::expose));
-        Ok(self.wire.say("\r\n").await?)
+        sasl::say_response(self.wire, response).await
     }
 
     async fn answer(&mut self) -> Result<Answer<Option<Capabilities>>, AttachError> {

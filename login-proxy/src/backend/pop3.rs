@@ -185,18 +185,12 @@ impl Carrier for Pop3Carrier<'_> {
         initial: Option<&Secret>,
     ) -> Result<(), AttachError> {
         our_turn(self.wire)?;
-        self.wire.output.push(format!("AUTH {mechanism}"));
-        if let Some(initial) = initial {
-            self.wire.output.push(" ");
-            self.wire.output.push(initial.expose());
-        }
-        Ok(self.wire.say("\r\n").await?)
+        sasl::say_auth(self.wire, mechanism, initial).await
     }
 
     async fn respond(&mut self, response: Option<&Secret>) -> Result<(), AttachError> {
         our_turn(self.wire)?;
-        self.wire.output.push(response.map_or(&b"*"[..], Secret::expose));
-        Ok(self.wire.say("\r\n").await?)
+        sasl::say_response(self.wire, response).await
     }
 
     async fn answer(&mut self) -> Result<Answer<()>, AttachError> {

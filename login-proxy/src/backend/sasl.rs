@@ -5,6 +5,7 @@
 
 use shared::credentials::{Credentials, Proof, Secret};
 use shared::sasl::{Mechanism, Mechanisms, encode_base64, encode_bearer, encode_plain};
+use shared::wire::Wire;
 
 use super::{AttachError, Prompt};
 
@@ -104,6 +105,29 @@ pub(super) async fn invited<C: Carrier>(carrier: &mut C) -> Result<(), AttachErr
         Err(AttachError::Rejected(_)) => Err(AttachError::Refuses),
         Err(error) => Err(error),
     }
+}
+
+/// Says `AUTH mechanism [initial-response]`, as submission and POP3 have it (RFC 4954 §4, RFC 5034 §4).
+pub(super) async fn say_auth(
+    wire: &mut Wire,
+    mechanism: Mechanism,
+    initial: Option<&Secret>,
+) -> Result<(), AttachError> {
+    wire.output.push(format!("AUTH {mechanism}"));
+    if let Some(initial) = initial {
+        wire.output.push(" ");
+        wire.output.push(initial.expose());
+    }
+    Ok(wire.say("\r\n").await?)
+}
+
+/// Says a response in a line of its own, or gives the exchange up; ManageSieve alone frames it otherwise.
+pub(super) async fn say_response(
+    wire: &mut Wire,
+    response: Option<&Secret>,
+) -> Result<(), AttachError> {
+    wire.output.push(response.map_or(&b"*"[..], Secret::expose));
+    Ok(wire.say("\r\n").await?)
 }
 
 impl Plan {

@@ -12,7 +12,10 @@ use shared::wire::Wire;
 use tokio::time::Instant;
 
 use super::sasl::{self, Answer, Carrier};
-use super::{Abilities, AttachError, Attached, Attempt, Client, Reason, Welcome, connect};
+use super::{
+    Abilities, AttachError, Attached, Attempt, Client, Reason, Welcome, connect,
+    says_too_many_sessions,
+};
 
 /// Longest command in octets with its line end (RFC 5321 §4.5.3.1.4): longer responses go in a line of
 /// their own, for which there is a limit of its own (RFC 4954 §4).
@@ -159,17 +162,11 @@ impl Carrier for SubmissionCarrier<'_> {
         mechanism: Mechanism,
         initial: Option<&Secret>,
     ) -> Result<(), AttachError> {
-        self.wire.output.push(format!("AUTH {mechanism}"));
-        if let Some(initial) = initial {
-            self.wire.output.push(" ");
-            self.wire.output.push(initial.expose());
-        }
-        Ok(self.wire.say("\r\n").await?)
+        sasl::say_auth(self.wire, mechanism, initial).await
     }
 
     async fn respond(&mut self, response: Option<&Secret>) -> Result<(), AttachError> {
-        self.wire.output.push(response.map_or(&b"*"[..], Secret::expose));
-        Ok(self.wire.say("\r\n").await?)
+        sasl::say_response(self.wire, response).await
     }
 
     async fn answer(&mut self) -> Result<Answer<()>, AttachError> {
@@ -216,9 +213,7 @@ fn refusal(reply: &Reply) -> AttachError {
 fn unwilling(reply: &Reply) -> AttachError {
     match reply.class() {
         Class::Permanent => AttachError::Refuses,
-        Class::Temporary if reply.text().contains("Maximum number of connections") => {
-            AttachError::TooManySessions
-        }
+        Class::Temporary if says_too_many_sessions(reply.text()) => AttachError::TooManySessions,
         Class::Temporary => AttachError::Unavailable,
         Class::Accepted | Class::GoOn => AttachError::Protocol("a reply out of turn"),
     }

@@ -3,7 +3,7 @@
 use shared::credentials::Secret;
 use shared::wire::{Wire, WireError};
 
-use crate::backend::{AttachError, Reason};
+use crate::backend::{AttachError, Reason, says_too_many_sessions};
 use crate::managesieve::{Limits, Parsed, Word, parse, strings};
 
 /// What a server may say in one line. Quoted strings are longer than they should be where a server lists
@@ -119,9 +119,7 @@ impl Reply {
         let code = self.code.split('/').next().unwrap_or_default();
         match (code, self.status) {
             // Dovecot's limit has the code of what may be tried again at once.
-            _ if self.text.contains("Maximum number of connections") => {
-                AttachError::TooManySessions
-            }
+            _ if says_too_many_sessions(&self.text) => AttachError::TooManySessions,
             ("TRYLATER", _) => AttachError::Unavailable,
             // Not about the credentials: how they came, or where. A referral contradicts the table.
             ("AUTH-TOO-WEAK" | "ENCRYPT-NEEDED" | "TRANSITION-NEEDED" | "REFERRAL", _) => {
