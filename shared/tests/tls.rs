@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 struct Made {
@@ -60,7 +60,7 @@ async fn greeted(
     certificates: &Certificates,
     config: Arc<ClientConfig>,
     name: &str,
-) -> Result<(HandshakeKind, Vec<u8>), String> {
+) -> Result<(HandshakeKind, Vec<u8>, CipherSuite), String> {
     let (mut wire, socket) = wire().await;
     let server = certificates.server_config();
     let serving = tokio::spawn(async move {
@@ -75,9 +75,10 @@ async fn greeted(
     stream.read_to_end(&mut Vec::new()).await.unwrap();
     let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     let kind = stream.get_ref().1.handshake_kind().unwrap();
+    let suite = stream.get_ref().1.negotiated_cipher_suite().unwrap().suite();
     drop(stream);
     serving.await.unwrap().unwrap();
-    Ok((kind, shown))
+    Ok((kind, shown, suite))
 }
 
 #[tokio::test]
@@ -90,7 +91,7 @@ async fn the_certificate_is_the_one_for_the_name() {
         [("mail.example.org", &first), ("a.example.net", &second), ("192.0.2.1", &first)]
     {
         let config = client_config(&pinned(made), None).unwrap();
-        let (_, shown) = greeted(&certificates, config, name).await.unwrap();
+        let (_, shown, _) = greeted(&certificates, config, name).await.unwrap();
         assert!(shown == made.der, "{name}");
     }
 }
@@ -134,10 +135,31 @@ async fn clients_resume_their_sessions() {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let config = Arc::new(config);
-        let (first, _) = greeted(&certificates, config.clone(), "mail.example.org").await.unwrap();
+        let (first, ..) = greeted(&certificates, config.clone(), "mail.example.org").await.unwrap();
         assert_eq!(first, HandshakeKind::Full);
-        let (second, _) = greeted(&certificates, config, "mail.example.org").await.unwrap();
+        let (second, ..) = greeted(&certificates, config, "mail.example.org").await.unwrap();
         assert_eq!(second, HandshakeKind::Resumed);
+    }
+}
+
+#[tokio::test]
+async fn the_cheaper_cipher_is_chosen_whatever_the_client_likes_best() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    for (version, cheaper) in [
+        (TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+        (TLS13, CipherSuite::TLS13_AES_128_GCM_SHA256),
+    ] {
+        let mut roots = RootCertStore::empty();
+        roots.add(made.der.clone().into()).unwrap();
+        let config = ClientConfig::builder_with_protocol_versions(&[version])
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let first = config.crypto_provider().cipher_suites.first().unwrap().suite();
+        assert_ne!(first, CipherSuite::TLS13_AES_128_GCM_SHA256, "else this shows nothing");
+        let greeted = greeted(&certificates, Arc::new(config), "mail.example.org").await;
+        assert_eq!(greeted.unwrap().2, cheaper);
     }
 }
 
@@ -161,7 +183,7 @@ async fn a_renewed_certificate_is_shown_and_open_sessions_stay() {
     std::fs::File::open(&after.files.cert_file).unwrap().set_modified(later).unwrap();
     assert!(certificates.reload_if_changed().unwrap());
     let config = client_config(&pinned(&after), None).unwrap();
-    let (_, shown) = greeted(&certificates, config, "mail.example.org").await.unwrap();
+    let (_, shown, _) = greeted(&certificates, config, "mail.example.org").await.unwrap();
     assert!(shown == after.der);
 
     wire.say("* OK still here\r\n").await.unwrap();

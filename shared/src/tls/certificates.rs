@@ -64,11 +64,11 @@ impl Certificates {
         };
         let Some(by_name) = by_name else { return Ok(None) };
         let chosen = Arc::new(Chosen(ArcSwap::from_pointee(by_name)));
-        let mut server =
-            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()?
-                .with_no_client_auth()
-                .with_cert_resolver(Arc::clone(&chosen) as Arc<dyn ResolvesServerCert>);
+        let mut server = ServerConfig::builder_with_provider(super::provider())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&chosen) as Arc<dyn ResolvesServerCert>);
+        server.ignore_client_order = true;
         server.ticketer = aws_lc_rs::Ticketer::new()?;
         server.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
         Ok(Some(Arc::new(Self {

@@ -11,7 +11,7 @@ use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
 use tokio_rustls::rustls::crypto::{
-    CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
+    CryptoProvider, verify_tls12_signature, verify_tls13_signature,
 };
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -47,7 +47,7 @@ pub fn client_config(
     trust: &Trust,
     identity: Option<&CertificateFiles>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = super::provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
     let builder = match trust {
@@ -144,7 +144,7 @@ mod tests {
         )
         .into();
         let verdict = |pins: Vec<[u8; 32]>| {
-            let verifier = Pinned { pins, provider: Arc::new(aws_lc_rs::default_provider()) };
+            let verifier = Pinned { pins, provider: super::super::provider() };
             let name = ServerName::try_from("elsewhere.example").unwrap();
             verifier.verify_server_cert(&der, &[], &name, &[], UnixTime::now()).is_ok()
         };
