@@ -10,6 +10,8 @@
 //! deleted, its name taken): stop at once, then enter anew. It is read-only: no lease.
 
 mod history;
+#[cfg(test)]
+mod model;
 mod report;
 
 use std::sync::Arc;
