@@ -91,23 +91,33 @@ pub(crate) enum Accounts {
         name: String,
     },
     /// Gives accounts to another backend, all of them or none, and waits until every node has applied it
-    Flip {
-        /// The backend
-        #[arg(long, value_name = "BACKEND")]
-        to: String,
-        /// The accounts
-        #[arg(required = true)]
-        accounts: Vec<String>,
-        /// How long to wait for the nodes
-        #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
-        wait: Duration,
-    },
+    Flip(Flip),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Flip {
+    /// The backend
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) to: String,
+    /// The accounts
+    #[arg(required_unless_present = "file")]
+    pub(crate) accounts: Vec<String>,
+    /// Reads the accounts from a file, one a line; - is standard input
+    #[arg(long, conflicts_with = "accounts")]
+    pub(crate) file: Option<PathBuf>,
+    /// In waves of so many, one a second: their users' sessions end with each, and come again at the new
+    /// server. A wave is flipped whole or not; one that cannot be ends the rest
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) per_second: Option<u32>,
+    /// How long to wait for the nodes
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    pub(crate) wait: Duration,
 }
 
 /// What a mover does: hold, copy what is left, fence, flip.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mover {
-    /// Mover an account, which nobody serves from then on, and prints the token that the other commands want
+    /// Holds an account, which nobody serves from then on, and prints the token that the other commands want
     Hold {
         /// The account
         account: String,
@@ -182,9 +192,11 @@ fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
 impl Command {
     /// The file it reads, which another user may not be able to open.
     pub(crate) fn input(&self) -> Option<&Path> {
-        match self {
-            Self::Accounts(Accounts::Import { file, .. }) if file != Path::new("-") => Some(file),
+        let file = match self {
+            Self::Accounts(Accounts::Import { file, .. }) => Some(file),
+            Self::Accounts(Accounts::Flip(Flip { file, .. })) => file.as_ref(),
             Self::Accounts(_) | Self::Mover(_) | Self::Schema(_) | Self::Sql { .. } => None,
-        }
+        };
+        file.filter(|file| *file != Path::new("-")).map(PathBuf::as_path)
     }
 }

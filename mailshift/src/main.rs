@@ -2,9 +2,10 @@
 //!
 //! `main` reads the arguments, opens the table, prints and exits; what a command does is in
 //! [`shared::ownership::table`], what it prints in [`print`], and how it runs beside SQLite files that
-//! belong to the services in [`owner`]. A mover's commands are in [`mover`].
+//! belong to the services in [`owner`]. A mover's commands are in [`mover`], the flip without a hold in [`flip`].
 
 mod arguments;
+mod flip;
 mod mover;
 mod owner;
 mod print;
@@ -13,7 +14,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arguments::{Accounts, Arguments, Command, Schema};
@@ -22,9 +22,6 @@ use mover::NotFenced;
 use shared::backend::BackendName;
 use shared::config::Config;
 use shared::ownership::table::{self, Filter, Moves, Table, read_csv};
-
-/// How often a flip is asked whether it has settled.
-const SETTLE_EVERY: Duration = Duration::from_millis(100);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -101,41 +98,8 @@ async fn accounts(
             Ok(print::list(out, &lines)?)
         }
         Accounts::Show { name } => Ok(print::shown(out, &table.show(&name).await?)?),
-        Accounts::Flip { to, accounts, wait } => {
-            let owner = backend(&to, backends)?;
-            let flipped = table.flip(&accounts, &owner, &actor()).await?;
-            print::flipped(out, &flipped, &owner)?;
-            out.flush()?;
-            settle(table, &flipped.changed, wait, out).await
-        }
+        Accounts::Flip(flip) => flip::run(table, flip, backends, out).await,
     }
-}
-
-/// Waits until every live node has applied the changes, or tells which have not.
-async fn settle(
-    table: &Table,
-    accounts: &[String],
-    wait: Duration,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
-    let deadline = Instant::now() + wait;
-    for account in accounts {
-        loop {
-            let Some(settling) = table.settling(account).await? else { break };
-            if settling.settled {
-                break;
-            }
-            if Instant::now() >= deadline {
-                print::settling(out, &settling)?;
-                bail!("not settled within {} s; the flip stands", wait.as_secs());
-            }
-            tokio::time::sleep(SETTLE_EVERY).await;
-        }
-    }
-    if !accounts.is_empty() {
-        writeln!(out, "settled on every live node")?;
-    }
-    Ok(())
 }
 
 /// Where the table is, and which backends the configuration has; `None` without one.

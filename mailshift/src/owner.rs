@@ -2,6 +2,7 @@
 //! those of root cannot be written by a service: so root becomes the owner of the directory first, and
 //! everybody writes with umask 007, for the group.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -45,8 +46,14 @@ pub(crate) fn become_owner(
         let opened =
             File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
         command.stdin(Stdio::from(opened));
-        for argument in arguments.iter_mut().filter(|argument| *argument == input.as_os_str()) {
-            *argument = "-".into();
+        let mut option = OsString::from("--file=");
+        option.push(input);
+        for argument in &mut arguments {
+            if *argument == option {
+                *argument = "--file=-".into();
+            } else if *argument == input.as_os_str() {
+                *argument = "-".into();
+            }
         }
     }
     if let Some(backends) = backends {

@@ -122,6 +122,8 @@ fn walk(shift: &Shift, run_sql: impl Fn(&str)) {
     assert!(shown.contains("tester (accounts flip): owner old → new"), "{shown}");
     assert!(shown.contains("tester (accounts import): owner old"), "{shown}");
 
+    in_waves(shift);
+
     // All of them or none.
     for (account, because) in [
         ("nobody@elsewhere.example", "no account nobody@elsewhere.example"),
@@ -139,6 +141,35 @@ fn walk(shift: &Shift, run_sql: impl Fn(&str)) {
     assert_eq!(shift.says(&["accounts", "list", "--owner", "old"]).lines().count(), 1);
     assert!(shift.says(&["accounts", "list", "--held"]).contains("held without end"));
     assert!(shift.refuses(&["accounts", "flip", "--to", "New", "x"]).contains("no backend's name"));
+}
+
+/// Users come to a server as fast as they are flipped there.
+fn in_waves(shift: &Shift) {
+    let file = shift.files.path().join("wave");
+    fs::write(&file, "# our own\nann@example.org\n\nzoe@example.org # too\nbob@example.org\n")
+        .unwrap();
+    let file = file.display().to_string();
+    let there = ["accounts", "flip", "--to", "old", "--per-second", "2", "--file", &file];
+    let began = std::time::Instant::now();
+    assert_eq!(
+        shift.says(&there),
+        "2 of 3 are at old\n3 of 3 are at old\nsettled on every live node\n"
+    );
+    assert!(began.elapsed().as_secs() >= 1, "the second wave waits");
+    // A wave that cannot be flipped ends the rest; what was flipped stays so.
+    let back = ["accounts", "flip", "--to", "new", "--per-second", "1", "ann@example.org"];
+    let complaint = shift.refuses(&[&back[..], &["annie", "zoe@example.org"]].concat());
+    assert!(
+        complaint.contains("stopped after 1 of 3") && complaint.contains("alias"),
+        "{complaint}"
+    );
+    assert!(shift.says(&["accounts", "list", "--owner", "new"]).starts_with("ann@example.org"));
+    let zoe = shift.says(&["accounts", "show", "zoe@example.org"]);
+    assert!(zoe.contains("zoe@example.org  old"), "{zoe}");
+    shift.says(&["accounts", "flip", "--to", "new", "bob@example.org", "zoe@example.org"]);
+    fs::write(&file, "# nobody\n").unwrap();
+    assert!(shift.refuses(&there).contains("no account is in it"));
+    assert!(shift.refuses(&["accounts", "flip", "--to", "new"]).contains("required"));
 }
 
 #[test]
@@ -319,6 +350,11 @@ fn roots_commands_leave_the_files_to_the_services() {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     let said = shift.says(&["accounts", "import", &file]);
     assert!(said.contains("example.org is in no row of `domains`"), "{said}");
+    fs::write(&file, "ann@example.org\n").unwrap();
+    for (to, option) in [("new", format!("--file={file}")), ("old", format!("--file {file}"))] {
+        let options: Vec<&str> = option.split(' ').collect();
+        shift.says(&[&["accounts", "flip", "--to", to][..], &options].concat());
+    }
 
     // While a service has the table open, the -wal and -shm files are there, and stay writable.
     let database = directory.join("ownership.db").display().to_string();
