@@ -13,6 +13,7 @@ pub mod backend;
 pub mod config;
 pub mod credentials;
 pub mod dialogue;
+pub mod health;
 pub mod lifecycle;
 pub mod listener;
 pub mod ownership;
