@@ -197,7 +197,20 @@ impl LoginBackend {
     ///
     /// No port is free.
     pub async fn start(name: &'static str, manners: Manners) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, manners).await
+    }
+
+    /// Starts one at an address of the test's choice.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken.
+    pub async fn start_at(
+        address: SocketAddr,
+        name: &'static str,
+        manners: Manners,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let record = Arc::new(Record::default());
         let (ask, asked) = mpsc::unbounded_channel();
