@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use futures_util::future::{join_all, try_join_all};
 use login_proxy::offer::watch;
 use login_proxy::protocol;
-use shared::backend::{Backend, Backends, BackendName, BackendTls, Endpoint, Host, LoginProtocol};
+use shared::backend::{Backend, BackendName, BackendTls, Backends, Endpoint, Host, LoginProtocol};
 use shared::config::{Advertised, Bind};
 use shared::lifecycle::Lifecycle;
 use shared::reach::Reach;
@@ -86,9 +86,8 @@ async fn a_slow_old_server_does_not_slow_logins_to_new() -> Result<()> {
     old.until("all are closed", |all| all.iter().all(|c| c.closed)).await?;
     let before = old.connections().len();
     assert!(before <= MANY, "{before} connections for {MANY} logins");
-    let (refused, most_open) = (
-        try_join_all((0..MANY).map(|_| is_unavailable(&node, "ann"))),
-        async {
+    let (refused, most_open) =
+        (try_join_all((0..MANY).map(|_| is_unavailable(&node, "ann"))), async {
             let mut most = 0;
             loop {
                 most = most.max(open(&old));
@@ -97,8 +96,7 @@ async fn a_slow_old_server_does_not_slow_logins_to_new() -> Result<()> {
                     return most;
                 }
             }
-        },
-    );
+        });
     tokio::select! {
         refused = refused => drop(refused?),
         most = most_open => panic!("{most} connections at once to an address that is down"),
