@@ -83,7 +83,7 @@ impl Reach {
     /// Of `backend`'s endpoint for `protocol`, where nothing is known. `own` is where this process listens
     /// for the same protocols.
     pub fn new(
-        backend: BackendName,
+        backend: &BackendName,
         protocol: &'static str,
         resolver: Arc<Resolver>,
         own: Arc<[Bind]>,

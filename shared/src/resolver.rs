@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::time::{Instant, timeout};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 /// after which a changed `/etc/hosts` or `resolv.conf` is seen.
 const KEPT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 /// Longest wait for the answer that is to replace an expired one.
-const PATIENCE_WITH_KNOWN: Duration = Duration::from_secs(1);
+const PATIENCE_WITH_KNOWN: Duration = Duration::from_secs(2);
 /// How long an expired answer is used before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How long a failure stands where nothing is known, so that many logins ask once.
@@ -101,10 +101,7 @@ impl Resolver {
 
     /// Asks `/etc/hosts` and the name servers.
     async fn ask(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
-        let resolver = self.system()?;
-        let found = resolver.lookup_ip(host).await?;
-        let kept = found.valid_until().saturating_duration_since(std::time::Instant::now());
-        Ok((found.iter().collect(), kept))
+        ask_of(&self.system()?, host).await
     }
 
     /// The system's resolver, set up anew when its files have changed.
@@ -121,15 +118,28 @@ impl Resolver {
             let nobody = ResolverConfig::default();
             TokioResolver::builder_with_config(nobody, TokioRuntimeProvider::default())
         });
-        let options = builder.options_mut();
-        options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
-        options.use_hosts_file = ResolveHosts::Always;
-        // Answers are kept here.
-        options.cache_size = 0;
+        set(builder.options_mut());
         let resolver = builder.build()?;
         *system = Some(System { resolver: resolver.clone(), files });
         Ok(resolver)
     }
+}
+
+fn set(options: &mut ResolverOpts) {
+    options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+    options.use_hosts_file = ResolveHosts::Always;
+    // Answers are kept here.
+    options.cache_size = 0;
+}
+
+/// Addresses of both families, and how long they may be kept.
+async fn ask_of(
+    resolver: &TokioResolver,
+    host: &str,
+) -> Result<(Vec<IpAddr>, Duration), ResolveError> {
+    let found = resolver.lookup_ip(host).await?;
+    let kept = found.valid_until().saturating_duration_since(std::time::Instant::now());
+    Ok((found.iter().collect(), kept))
 }
 
 impl Known {
@@ -208,105 +218,4 @@ impl std::fmt::Debug for System {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    const HOST: &str = "mail.example.org";
-
-    type Asked = Result<(Vec<IpAddr>, Duration), ResolveError>;
-
-    fn address(last: u8) -> IpAddr {
-        Ipv4Addr::new(192, 0, 2, last).into()
-    }
-
-    fn found(last: u8) -> Asked {
-        Ok((vec![address(last)], Duration::from_secs(60)))
-    }
-
-    fn failed() -> Asked {
-        Err(ResolveError::Failed("nobody answers".into()))
-    }
-
-    /// Lets the answer expire.
-    fn expire(known: &Known) {
-        known.answer.lock().unwrap().as_mut().unwrap().until = Instant::now();
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_kept_and_not_asked_for_again() {
-        let known = Known::default();
-        let said = known.addresses(HOST, async || found(1)).await.unwrap();
-        assert_eq!(*said, [address(1)]);
-        let kept = known.addresses(HOST, async || panic!("asked again")).await;
-        assert_eq!(*kept.unwrap(), [address(1)]);
-        expire(&known);
-        let newer = known.addresses(HOST, async || found(2)).await.unwrap();
-        assert_eq!(*newer, [address(2)]);
-    }
-
-    #[tokio::test]
-    async fn an_expired_answer_stays_in_use_while_nobody_answers() {
-        let known = Known::default();
-        known.addresses(HOST, async || found(1)).await.unwrap();
-        for _ in 0..3 {
-            expire(&known);
-            let kept = known.addresses(HOST, async || failed()).await.unwrap();
-            assert_eq!(*kept, [address(1)]);
-        }
-        // A resolver that hangs holds up one connection, for a moment.
-        expire(&known);
-        let hanging = known.addresses(HOST, async || std::future::pending::<Asked>().await);
-        tokio::pin!(hanging);
-        let other = async { known.addresses(HOST, async || panic!("asked as well")).await };
-        tokio::select! {
-            biased;
-            _ = &mut hanging => panic!("it has not hung"),
-            kept = other => assert_eq!(*kept.unwrap(), [address(1)]),
-        }
-        assert_eq!(*hanging.await.unwrap(), [address(1)]);
-    }
-
-    #[tokio::test]
-    async fn a_name_that_does_not_exist_any_more_is_not_used() {
-        let known = Known::default();
-        known.addresses(HOST, async || found(1)).await.unwrap();
-        expire(&known);
-        let gone = known.addresses(HOST, async || Err(ResolveError::NoSuchName)).await;
-        assert_eq!(gone, Err(ResolveError::NoSuchName));
-    }
-
-    #[tokio::test]
-    async fn a_failure_is_not_asked_for_by_everybody() {
-        let known = Known::default();
-        assert!(known.addresses(HOST, async || failed()).await.is_err());
-        assert!(known.addresses(HOST, async || panic!("asked again")).await.is_err());
-        expire(&known);
-        assert!(known.addresses(HOST, async || found(1)).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn names_and_addresses_kept_are_bounded() {
-        let resolver = Resolver::default();
-        for number in 0..MAX_NAMES + 10 {
-            resolver.known(&format!("{number}.example.org"));
-        }
-        assert_eq!(resolver.names.lock().unwrap().len(), MAX_NAMES);
-        let many = (0..100).map(address).collect();
-        let known = Known::default();
-        let said = known.addresses(HOST, async || Ok((many, Duration::MAX))).await.unwrap();
-        assert_eq!(said.len(), MAX_ADDRESSES);
-    }
-
-    #[tokio::test]
-    async fn an_address_is_its_own_and_localhost_needs_no_name_server() {
-        let resolver = Resolver::default();
-        let ip = "2001:db8::1".parse::<IpAddr>().unwrap();
-        assert_eq!(*resolver.addresses("2001:db8::1").await.unwrap(), [ip]);
-        let local = resolver.addresses("localhost").await.unwrap();
-        assert!(local.iter().all(IpAddr::is_loopback), "{local:?}");
-        let none = resolver.addresses("no-such-host.invalid").await;
-        assert_eq!(none, Err(ResolveError::NoSuchName));
-    }
-}
+mod tests;

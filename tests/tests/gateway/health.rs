@@ -109,7 +109,7 @@ async fn mail_to_ourselves_is_refused_for_now_and_never_sent_there() -> Result<(
     let old = Sink::start("old", Manners::default()).await?;
     let name = BackendName::parse("old").map_err(anyhow::Error::msg)?;
     let own = [Bind::Port(old.address.port())].into();
-    let reach = Arc::new(Reach::new(name, "mail", Arc::default(), own));
+    let reach = Arc::new(Reach::new(&name, "mail", Arc::default(), own));
     let ourselves = |endpoint: &mut Endpoint| endpoint.reach = reach;
     let node = GatewayNode::start([old.configured_as(ourselves)])?;
     node.set_owner("ann", "old");

@@ -278,7 +278,7 @@ async fn a_backend_that_is_our_own_listener_is_refused_and_never_connected_to() 
     let port = ours.address.port();
     for own in [Bind::Address(ours.address), Bind::Port(port)] {
         let name = BackendName::parse("old").map_err(anyhow::Error::msg)?;
-        let reach = Arc::new(Reach::new(name, "imap", Arc::default(), [own].into()));
+        let reach = Arc::new(Reach::new(&name, "imap", Arc::default(), [own].into()));
         let backend = ours.configured_as(|endpoint| endpoint.reach = reach);
         let node = LoginNode::start([backend])?;
         node.set_owner("ann", "old");

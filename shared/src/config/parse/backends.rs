@@ -76,7 +76,7 @@ impl Parser<'_, '_> {
             }
             let reach = |protocol, own: &Arc<[Bind]>| {
                 let (resolver, own) = (Arc::clone(&resolver), Arc::clone(own));
-                Arc::new(Reach::new(name.clone(), protocol, resolver, own))
+                Arc::new(Reach::new(&name, protocol, resolver, own))
             };
             let mut backend = Backend::new(name.clone());
             backend.mail = mail.and_then(|mail| self.mail(&format!("{key}.mail"), &mail));
