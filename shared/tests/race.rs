@@ -1,4 +1,5 @@
 //! Which address of a backend is connected to, and from where (NET-8).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
