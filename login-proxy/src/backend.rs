@@ -19,8 +19,9 @@ use shared::address::Domain;
 use shared::backend::{Endpoint, LoginProtocol};
 use shared::credentials::Credentials;
 use shared::proxy_protocol::Extensions;
+use shared::reach::Blame;
 use shared::sasl::Mechanisms;
-use shared::wire::{ConnectError, Deadlines, Proxied, Watch, Wire, WireError};
+use shared::wire::{ConnectError, Connected, Deadlines, Proxied, Watch, Wire, WireError};
 use tokio::time::{Instant, sleep};
 
 pub use self::prompt::{Asked, Prompt, prompt};
@@ -140,6 +141,25 @@ pub enum AttachError {
     Cancelled,
 }
 
+impl Blame for AttachError {
+    fn blame(&self) -> Option<&WireError> {
+        match self {
+            Self::Wire(error) => Some(error),
+            Self::Connect(error) => error.blame(),
+            Self::TimedOut
+            | Self::NoEndpoint { .. }
+            | Self::NoStartTls
+            | Self::NoMechanism
+            | Self::Protocol(_)
+            | Self::Rejected(_)
+            | Self::Unavailable
+            | Self::TooManySessions
+            | Self::Refuses
+            | Self::Cancelled => None,
+        }
+    }
+}
+
 /// What a backend says of credentials that it rejects: printable ASCII, without quotes, so that it can be
 /// said in every protocol and logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,7 +194,7 @@ async fn connect(
     endpoint: &Endpoint,
     client: Option<Client<'_>>,
     until: Instant,
-) -> Result<Wire, AttachError> {
+) -> Result<Connected, AttachError> {
     let reply = endpoint.reply_timeout;
     let deadlines = Deadlines { read: reply, write: reply, until: Some(until) };
     let proxied = client.map(|client| Proxied { client: client.address, local: client.local });

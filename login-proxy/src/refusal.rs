@@ -2,6 +2,7 @@
 //! what matters here is whose fault it is.
 
 use shared::ownership;
+use shared::wire::ConnectError;
 
 use crate::backend::AttachError;
 
@@ -56,6 +57,7 @@ impl From<&AttachError> for Refusal {
             AttachError::Rejected(_) => Self::BadCredentials,
             AttachError::TooManySessions => Self::TooManySessions,
             AttachError::Cancelled => Self::Cancelled,
+            AttachError::Connect(ConnectError::Own { .. }) => Self::Misconfigured,
             AttachError::Connect(_)
             | AttachError::Wire(_)
             | AttachError::TimedOut

@@ -14,6 +14,7 @@ use shared::ownership::{Name, Owner, Refusal, Work};
 use shared::smtp::command::Mail;
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::{Class, Reply};
+use shared::wire::ConnectError;
 use tokio::time::timeout;
 
 use crate::body::Message;
@@ -132,6 +133,10 @@ impl Transaction {
             }
             Ok(reply) => (refusal::by_owner(&reply, &address), Some(reply.to_string())),
             Err(error @ DeliveryError::NoEndpoint) => {
+                (refusal::misconfigured(&address), Some(error.to_string()))
+            }
+            Err(error @ DeliveryError::Connect(ConnectError::Own { .. })) => {
+                tracing::error!(owner = %owner.backend.name, %error, "nothing is delivered there");
                 (refusal::misconfigured(&address), Some(error.to_string()))
             }
             Err(error) => (refusal::unreachable(&address), Some(error.to_string())),

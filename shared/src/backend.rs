@@ -5,11 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::config::Bind;
+use crate::reach::Reach;
+use crate::wire::ConnectError;
 
 /// A backend's name: the word in `accounts.owner` and in `[backends.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,13 +54,15 @@ pub enum LoginProtocol {
 #[derive(Debug, Clone, Default)]
 pub struct Backends(BTreeMap<BackendName, Arc<Backend>>);
 
-/// One protocol's address at a backend.
+/// One protocol's addresses at a backend.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// Host name or IP address, without brackets.
-    pub host: Box<str>,
-    /// TCP port.
-    pub port: u16,
+    /// Where it is, the preferred one first.
+    pub hosts: Vec<Host>,
+    /// The addresses of ours that it is connected from.
+    pub source: SourceAddresses,
+    /// What is known of its addresses. Copies of an endpoint share it.
+    pub reach: Arc<Reach>,
     /// How the connection is secured.
     pub tls: BackendTls,
     /// How the client's address is told to the backend.
@@ -68,6 +75,26 @@ pub struct Endpoint {
     pub connect_timeout: Duration,
     /// Longest wait for one reply before the session is joined or the data is sent.
     pub reply_timeout: Duration,
+}
+
+/// One place of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Host name or IP address, without brackets.
+    pub name: Box<str>,
+    /// TCP port.
+    pub port: u16,
+    /// The name in its certificate, where it is not the endpoint's.
+    pub server_name: Option<ServerName<'static>>,
+}
+
+/// The addresses of ours that a connection is made from; the system chooses where there is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SourceAddresses {
+    /// To an IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// To an IPv6 address.
+    pub v6: Option<Ipv6Addr>,
 }
 
 /// Where messages are delivered, and in which protocol.
@@ -162,6 +189,14 @@ impl Backend {
         }
     }
 
+    /// Its endpoints, each with its protocol's word in the configuration.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&'static str, &Endpoint)> {
+        let mail = self.mail.as_ref().map(|mail| ("mail", &mail.endpoint));
+        let logins = LoginProtocol::ALL.into_iter();
+        let logins = logins.filter_map(|protocol| Some((protocol.as_str(), self.login(protocol)?)));
+        mail.into_iter().chain(logins)
+    }
+
     /// Sets where sessions of `protocol` are joined.
     pub fn set_login(&mut self, protocol: LoginProtocol, endpoint: Option<Endpoint>) {
         *match protocol {
@@ -220,11 +255,128 @@ impl FromIterator<Backend> for Backends {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tls = match self.tls {
-            BackendTls::Plain => "plain",
-            BackendTls::StartTls(..) => "starttls",
-            BackendTls::Implicit(..) => "implicit",
-        };
-        write!(f, "{}:{} ({tls}, {:?})", self.host, self.port, self.identity)
+        write!(f, "{} ({:?}, {:?})", self.shown(), self.tls, self.identity)
+    }
+}
+
+impl fmt::Debug for BackendTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::StartTls(..) => "starttls",
+            Self::Implicit(..) => "implicit",
+        })
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.contains(':') {
+            write!(f, "[{}]:{}", self.name, self.port)
+        } else {
+            write!(f, "{}:{}", self.name, self.port)
+        }
+    }
+}
+
+impl Host {
+    /// A place whose certificate has the endpoint's name.
+    pub fn new(name: &str, port: u16) -> Self {
+        Self { name: name.into(), port, server_name: None }
+    }
+
+    /// Its address, where none needs to be looked up.
+    pub fn literal(&self) -> Option<IpAddr> {
+        self.name.parse().ok()
+    }
+}
+
+impl SourceAddresses {
+    /// The one from which `peer` is connected to.
+    pub fn towards(self, peer: IpAddr) -> Option<IpAddr> {
+        match peer {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+}
+
+impl Endpoint {
+    /// One place, in the clear, with the configuration's defaults for all else.
+    pub fn plain(host: Host) -> Self {
+        Self {
+            hosts: vec![host],
+            source: SourceAddresses::default(),
+            reach: Arc::default(),
+            tls: BackendTls::Plain,
+            identity: Identity::None,
+            proxy_extensions: ProxyExtensions::default(),
+            hide_auth_errors: true,
+            connect_timeout: Duration::from_secs(10),
+            reply_timeout: Duration::from_mins(1),
+        }
+    }
+
+    /// Its places as a log shows them. Names as configured, so that it is the same on every node.
+    pub fn shown(&self) -> String {
+        self.hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    /// How `host` is secured: by its own name, where it has one.
+    pub fn tls_of(&self, host: &Host) -> BackendTls {
+        let named = |name: &ServerName<'static>| host.server_name.clone().unwrap_or(name.clone());
+        match &self.tls {
+            BackendTls::Plain => BackendTls::Plain,
+            BackendTls::StartTls(config, name) => BackendTls::StartTls(config.clone(), named(name)),
+            BackendTls::Implicit(config, name) => BackendTls::Implicit(config.clone(), named(name)),
+        }
+    }
+
+    /// One endpoint for each of its addresses, in the order of preference, to look at each by itself.
+    ///
+    /// # Errors
+    ///
+    /// None of its names has an address.
+    pub async fn each_address(&self) -> Result<Vec<Self>, ConnectError> {
+        let mut hosts: Vec<Host> = Vec::new();
+        let mut failure = None;
+        for host in &self.hosts {
+            match self.reach.resolve(&host.name).await {
+                Ok(addresses) => {
+                    for ip in &*addresses {
+                        let host = Host { name: ip.to_string().into(), ..host.clone() };
+                        if !hosts.contains(&host) {
+                            hosts.push(host);
+                        }
+                    }
+                }
+                Err(source) => {
+                    failure = Some(ConnectError::Resolve { host: host.name.clone(), source });
+                }
+            }
+        }
+        match failure {
+            Some(failure) if hosts.is_empty() => Err(failure),
+            _ => Ok(hosts
+                .into_iter()
+                .map(|host| Self { hosts: vec![host], ..self.clone() })
+                .collect()),
+        }
+    }
+
+    /// The longest time that a server may take to be greeted from before the wait is its address's fault.
+    pub fn patience(&self) -> Duration {
+        self.connect_timeout.min(self.reply_timeout)
+    }
+
+    /// A place of it at which we listen ourselves, as far as that is seen without a look-up.
+    pub fn own_listener(&self) -> Option<(&Host, Bind)> {
+        self.hosts.iter().find_map(|host| {
+            let ip = match &*host.name {
+                "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                _ => host.literal()?,
+            };
+            Some((host, self.reach.own_listener((ip, host.port).into())?))
+        })
     }
 }

@@ -294,6 +294,24 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Backends that are listeners of this configuration itself, as far as that is seen without look-ups: a
+    /// sentence each (NET-9). Connections to them are refused.
+    pub fn loops(&self) -> Vec<String> {
+        let endpoints = self.backends.iter().flat_map(|backend| {
+            backend.endpoints().map(|(protocol, endpoint)| (&backend.name, protocol, endpoint))
+        });
+        let seen = endpoints.filter_map(|(name, protocol, endpoint)| {
+            let (host, listener) = endpoint.own_listener()?;
+            Some(format!(
+                "backends.{name}.{protocol}: {host} is this service itself, which listens on {listener}; \
+                 connections to it are refused"
+            ))
+        });
+        seen.collect()
+    }
+}
+
 impl Advertised {
     /// What is advertised in `protocol`.
     pub fn of(&self, protocol: LoginProtocol) -> Option<&[Box<str>]> {
@@ -370,8 +388,8 @@ imaps = { listen = ["[::1]:993"] }
         assert_eq!(config.mx.listeners[0].binds[0], Bind::Port(25));
         assert_eq!(config.login.listeners[0].listener.tls, ListenerTls::Implicit);
         let old = config.backends.iter().next().unwrap();
-        assert_eq!(old.mail.as_ref().unwrap().endpoint.port, 2424);
-        assert_eq!(old.imap.as_ref().unwrap().port, 143);
+        assert_eq!(old.mail.as_ref().unwrap().endpoint.hosts[0].port, 2424);
+        assert_eq!(old.imap.as_ref().unwrap().hosts[0].port, 143);
     }
 
     #[test]
@@ -414,6 +432,51 @@ format = "jsn"
             "{:?}",
             problems(&by_ip)
         );
+    }
+
+    #[test]
+    fn several_hosts_have_ports_and_names_of_their_own() {
+        let parse = |text: &str| Config::parse(Path::new("mailshift.toml"), text);
+        let several = r#"host = ["a.example.org", "b.example.org:1143", "[2001:db8::1]:143"]
+server_name = "" # each one's own
+source_address = ["192.0.2.1", "2001:db8::9"]
+pin_sha256 = ["PIN"]"#;
+        let several = several.replace("PIN", &"ab".repeat(32));
+        let config = parse(&GOOD.replace("host = \"::1\"", &several)).unwrap();
+        let imap = config.backends.iter().next().unwrap().imap.clone().unwrap();
+        assert_eq!(imap.shown(), "a.example.org:143, b.example.org:1143, [2001:db8::1]:143");
+        let names: Vec<_> =
+            imap.hosts.iter().map(|host| host.server_name.clone().unwrap()).collect();
+        assert_eq!(names[1].to_str(), "b.example.org");
+        assert_eq!(imap.source.towards("192.0.2.7".parse().unwrap()), "192.0.2.1".parse().ok());
+        assert_eq!(imap.source.towards("::7".parse().unwrap()), "2001:db8::9".parse().ok());
+        for (wrong, problem) in [
+            ("host = [\"::1\", \"a b:9\"]", "neither a host name nor an IP address"),
+            ("host = [\"::1\", \"localhost:0\"]", "no port to connect to"),
+            ("host = [\"::1\", \"localhost:x\"]", "no port to connect to"),
+            ("host = []", "imap.host: is missing"),
+            ("host = 7", "a host name or address, or a list of them"),
+            ("host = \"::1\"\nsource_address = [\"::1\", \"::2\"]", "two addresses of one family"),
+            ("host = [\"::1\", \"192.0.2.1\"]", "set server_name or pin_sha256"),
+        ] {
+            let found = problems(&GOOD.replace("host = \"::1\"", wrong));
+            assert!(found.iter().any(|line| line.contains(problem)), "{wrong}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_a_listener_of_ours_is_named() {
+        let parse = |text: &str| Config::parse(Path::new("mailshift.toml"), text).unwrap().loops();
+        assert_eq!(parse(GOOD), Vec::<String>::new());
+        let to_itself = GOOD.replace("host = \"::1\"", "host = \"::1\"\nport = 993");
+        assert_eq!(
+            parse(&to_itself),
+            ["backends.old.imap: [::1]:993 is this service itself, which listens on [::1]:993; \
+                 connections to it are refused"]
+        );
+        // The other service's listeners are not this one's.
+        let to_other = GOOD.replace("host = \"::1\"", "host = \"127.0.0.1\"\nport = 2525");
+        assert_eq!(parse(&to_other), Vec::<String>::new());
     }
 
     #[test]

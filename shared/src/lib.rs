@@ -1,7 +1,8 @@
 //! What both services of Mailshift stand on.
 //!
 //! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
-//! `sasl`. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`smtp_client`] hears servers,
+//! `sasl`, [`health`]. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`resolver`] and [`reach`]
+//! know where a backend is and whether it is up, [`smtp_client`] hears servers,
 //! [`ownership`] knows who owns an account, [`config`] reads the one configuration file, [`lifecycle`]
 //! starts and ends tasks.
 //!
@@ -13,10 +14,13 @@ pub mod backend;
 pub mod config;
 pub mod credentials;
 pub mod dialogue;
+pub mod health;
 pub mod lifecycle;
 pub mod listener;
 pub mod ownership;
 pub mod proxy_protocol;
+pub mod reach;
+pub mod resolver;
 pub mod sasl;
 pub mod seats;
 pub mod service;

@@ -95,6 +95,9 @@ where
     };
     service.ownership.map().set_default_domain(service.config.names.default_domain.clone());
     raise_descriptor_limit();
+    for warning in service.config.loops() {
+        tracing::error!("{warning}");
+    }
     let serve = bind(&service)?;
     let signal = Lifecycle::until_signal();
     tokio::pin!(signal);

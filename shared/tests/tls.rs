@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use peers::*;
 use sha2::{Digest, Sha256};
-use shared::backend::{BackendTls, Endpoint, Identity as Told, ProxyExtensions};
+use shared::backend::{BackendTls, Endpoint, Host, Identity as Told, ProxyExtensions};
 use shared::config::{CertificateFiles, TlsConfig};
 use shared::proxy_protocol::{self, Extensions, Prefix};
 use shared::tls::{Certificates, Trust, client_config};
@@ -194,14 +194,10 @@ async fn a_renewed_certificate_is_shown_and_open_sessions_stay() {
 
 fn endpoint(address: SocketAddr, tls: BackendTls, identity: Told) -> Endpoint {
     Endpoint {
-        host: address.ip().to_string().into(),
-        port: address.port(),
         tls,
         identity,
-        proxy_extensions: ProxyExtensions::default(),
-        hide_auth_errors: true,
-        connect_timeout: Duration::from_secs(10),
         reply_timeout: Duration::from_secs(10),
+        ..Endpoint::plain(Host::new(&address.ip().to_string(), address.port()))
     }
 }
 
@@ -230,7 +226,7 @@ async fn a_backend_is_told_the_client_before_the_handshake() {
         stream.shutdown().await.unwrap();
     });
     let endpoint = endpoint(address, tls, Told::Proxy);
-    let mut wire = Wire::connect(&endpoint, Some(client), patient()).await.unwrap();
+    let mut wire = Wire::connect(&endpoint, Some(client), patient()).await.unwrap().wire;
     assert!(wire.is_secured());
     assert_eq!(wire.line(100).await.unwrap().octets(), b"* OK");
     backend.await.unwrap();
@@ -295,7 +291,7 @@ async fn a_backend_that_asks_for_a_certificate_gets_ours() {
         let tls = BackendTls::Implicit(client_config(&pinned(&made), identity).unwrap(), name);
         let endpoint = endpoint(address, tls, Told::None);
         let greeted = async {
-            let mut wire = Wire::connect(&endpoint, None, patient()).await.map_err(drop)?;
+            let mut wire = Wire::connect(&endpoint, None, patient()).await.map_err(drop)?.wire;
             wire.line(100).await.map(drop).map_err(drop)
         };
         assert_eq!(greeted.await.is_ok(), taken);
@@ -332,7 +328,7 @@ async fn a_backend_that_is_not_there_is_named() {
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 
     // No resolver is asked for a label of 64 octets.
-    let nowhere = Endpoint { host: "x".repeat(64).into(), ..gone };
+    let nowhere = Endpoint { hosts: vec![Host::new(&"x".repeat(64), 143)], ..gone };
     let error = Wire::connect(&nowhere, None, patient()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Resolve { .. }), "{error}");
 }

@@ -12,9 +12,7 @@ mod pop3;
 mod submission;
 
 use anyhow::{Context, Result, bail};
-use shared::backend::{
-    Backend, BackendName, BackendTls, Endpoint, Identity, LoginProtocol, ProxyExtensions,
-};
+use shared::backend::{Backend, BackendName, Endpoint, Host, LoginProtocol};
 use shared::sasl::{Mechanism, decode_base64, decode_bearer, decode_plain, decode_scram};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -199,7 +197,20 @@ impl LoginBackend {
     ///
     /// No port is free.
     pub async fn start(name: &'static str, manners: Manners) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, manners).await
+    }
+
+    /// Starts one at an address of the test's choice.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken.
+    pub async fn start_at(
+        address: SocketAddr,
+        name: &'static str,
+        manners: Manners,
+    ) -> Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let record = Arc::new(Record::default());
         let (ask, asked) = mpsc::unbounded_channel();
@@ -241,15 +252,11 @@ impl LoginBackend {
     ///
     /// Its name is no backend's.
     pub fn configured_as(&self, change: impl FnOnce(&mut Endpoint)) -> Backend {
+        let host = Host::new(&self.address.ip().to_string(), self.address.port());
         let mut endpoint = Endpoint {
-            host: self.address.ip().to_string().into(),
-            port: self.address.port(),
-            tls: BackendTls::Plain,
-            identity: Identity::None,
-            proxy_extensions: ProxyExtensions::default(),
-            hide_auth_errors: true,
             connect_timeout: PATIENCE,
             reply_timeout: PATIENCE,
+            ..Endpoint::plain(host)
         };
         change(&mut endpoint);
         let mut backend = Backend::new(BackendName::parse(self.name).expect("a backend's name"));

@@ -9,10 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
-use shared::backend::{
-    Backend, BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol,
-    ProxyExtensions,
-};
+use shared::backend::{Backend, BackendName, Endpoint, Host, MailEndpoint, MailProtocol};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -231,15 +228,11 @@ impl Sink {
 
     /// As the configuration has it, with changes.
     pub fn configured_as(&self, change: impl FnOnce(&mut Endpoint)) -> Backend {
+        let host = Host::new(&self.address.ip().to_string(), self.address.port());
         let mut endpoint = Endpoint {
-            host: self.address.ip().to_string().into(),
-            port: self.address.port(),
-            tls: BackendTls::Plain,
-            identity: Identity::None,
-            proxy_extensions: ProxyExtensions::default(),
-            hide_auth_errors: true,
             connect_timeout: PATIENCE,
             reply_timeout: PATIENCE,
+            ..Endpoint::plain(host)
         };
         change(&mut endpoint);
         let mut backend = Backend::new(BackendName::parse(self.name).expect("a backend's name"));

@@ -5,7 +5,7 @@ mod response;
 use shared::backend::{BackendTls, Endpoint, Identity};
 use shared::credentials::{Proof, Secret};
 use shared::sasl::{Mechanism, Mechanisms, decode_base64};
-use shared::wire::{Watch, Wire};
+use shared::wire::{Connected, Watch, Wire};
 use tokio::time::Instant;
 
 use super::sasl::{self, Answer, Carrier};
@@ -99,9 +99,13 @@ async fn open(
     client: Option<Client<'_>>,
     until: Instant,
 ) -> Result<(Wire, Capabilities), AttachError> {
-    let mut wire = connect(endpoint, client, until).await?;
+    let Connected { wire, tls, trial } = connect(endpoint, client, until).await?;
+    trial.judge(greeted(wire, &tls)).await
+}
+
+async fn greeted(mut wire: Wire, tls: &BackendTls) -> Result<(Wire, Capabilities), AttachError> {
     let mut capabilities = Capabilities::read(&mut wire).await?;
-    if let BackendTls::StartTls(config, name) = &endpoint.tls {
+    if let BackendTls::StartTls(config, name) = tls {
         start_tls(&mut wire, &capabilities).await?;
         wire.connect_tls(config.clone(), name.clone()).await?;
         // Told again, unasked; what was said in the clear is forgotten.

@@ -8,7 +8,7 @@ mod reply;
 use shared::backend::{BackendTls, Endpoint, Identity};
 use shared::credentials::{Credentials, Secret};
 use shared::sasl::{Mechanism, Mechanisms};
-use shared::wire::Wire;
+use shared::wire::{Connected, Wire};
 use tokio::time::Instant;
 
 use super::sasl::{self, Answer, Carrier};
@@ -61,9 +61,18 @@ async fn open(
     client: Option<Client<'_>>,
     until: Instant,
 ) -> Result<(Wire, Capabilities, bool), AttachError> {
-    let mut wire = connect(endpoint, client, until).await?;
+    let Connected { wire, tls, trial } = connect(endpoint, client, until).await?;
+    trial.judge(introduce(wire, &tls, endpoint.identity, client)).await
+}
+
+async fn introduce(
+    mut wire: Wire,
+    tls: &BackendTls,
+    identity: Identity,
+    client: Option<Client<'_>>,
+) -> Result<(Wire, Capabilities, bool), AttachError> {
     let greeting = Reply::verdict(&mut wire).await?.map_err(|no| no.to_anything_else())?;
-    if let BackendTls::StartTls(config, name) = &endpoint.tls {
+    if let BackendTls::StartTls(config, name) = tls {
         our_turn(&wire)?;
         wire.say("STLS\r\n").await?;
         Reply::verdict(&mut wire).await?.map_err(|_| AttachError::NoStartTls)?;
@@ -72,7 +81,7 @@ async fn open(
     our_turn(&wire)?;
     // Said to trusted peers alone, and nowhere but in the greeting.
     let offers_xclient = offers_xclient(&greeting);
-    let forwards = client.filter(|_| endpoint.identity == Identity::Xclient && offers_xclient);
+    let forwards = client.filter(|_| identity == Identity::Xclient && offers_xclient);
     if let Some(client) = forwards {
         wire.output.push(format!("XCLIENT {}\r\n", xclient::attributes(client)));
     }

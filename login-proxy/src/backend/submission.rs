@@ -8,7 +8,7 @@ use shared::smtp::ehlo::Extensions;
 use shared::smtp::reply::{Class, Enhanced, Reply};
 use shared::smtp::xclient::{self, Login, Subject};
 use shared::smtp_client::{self, ReplyError};
-use shared::wire::Wire;
+use shared::wire::{Connected, Wire};
 use tokio::time::Instant;
 
 use super::sasl::{self, Answer, Carrier};
@@ -32,8 +32,8 @@ pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attache
     let told = client.told.helo.as_deref();
     let name = told.and_then(|name| Domain::parse(name).ok());
     let name = name.as_ref().unwrap_or(hostname).as_str();
-    let mut wire = connect(endpoint, Some(client), until).await?;
-    let mut offered = open(&mut wire, endpoint, name).await?;
+    let connected = connect(endpoint, Some(client), until).await?;
+    let (mut wire, mut offered) = open(connected, name).await?;
     if endpoint.identity == Identity::Xclient
         && name_client(&mut wire, &offered.extensions, client).await?
     {
@@ -50,13 +50,13 @@ pub async fn log_in(endpoint: &Endpoint, attempt: Attempt<'_>) -> Result<Attache
 ///
 /// An [`AttachError`].
 pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, AttachError> {
-    let mut wire = connect(endpoint, None, until).await?;
+    let connected = connect(endpoint, None, until).await?;
     // An address where no name is known (RFC 5321 §4.1.4).
-    let name = match wire.local().ip() {
+    let name = match connected.wire.local().ip() {
         std::net::IpAddr::V4(v4) => format!("[{v4}]"),
         std::net::IpAddr::V6(v6) => format!("[IPv6:{v6}]"),
     };
-    let offered = open(&mut wire, endpoint, &name).await?;
+    let (mut wire, offered) = open(connected, &name).await?;
     wire.output.push("QUIT\r\n");
     wire.close().await;
     let Offered { extensions, lines, mechanisms } = offered;
@@ -92,10 +92,19 @@ impl Offered {
 }
 
 /// Greeting, EHLO, and STARTTLS where that is configured; what was said in the clear is forgotten.
-async fn open(wire: &mut Wire, endpoint: &Endpoint, name: &str) -> Result<Offered, AttachError> {
+async fn open(connected: Connected, name: &str) -> Result<(Wire, Offered), AttachError> {
+    let Connected { mut wire, tls, trial } = connected;
+    let greeted = async {
+        let offered = greeted(&mut wire, &tls, name).await?;
+        Ok((wire, offered))
+    };
+    trial.judge(greeted).await
+}
+
+async fn greeted(wire: &mut Wire, tls: &BackendTls, name: &str) -> Result<Offered, AttachError> {
     expect(wire).await?;
     let offered = hello(wire, name).await?;
-    let BackendTls::StartTls(config, server_name) = &endpoint.tls else { return Ok(offered) };
+    let BackendTls::StartTls(config, server_name) = tls else { return Ok(offered) };
     if !offered.extensions.starttls {
         return Err(AttachError::NoStartTls);
     }

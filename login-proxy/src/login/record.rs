@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use shared::backend::LoginProtocol;
 use shared::credentials::Credentials;
 use shared::ownership::{self, Owner};
-use shared::wire::Joined;
+use shared::wire::{ConnectError, Joined};
 use tokio::time::Instant;
 
 use super::route::Denied;
@@ -57,6 +57,13 @@ impl Tried<'_> {
             } => {
                 let (account, owner) = (&owner.account, &owner.backend.name);
                 tracing::info!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
+            }
+            Denied::Backend {
+                owner,
+                why: why @ AttachError::Connect(ConnectError::Own { .. }),
+            } => {
+                let (account, owner) = (&owner.account, &owner.backend.name);
+                tracing::error!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
             }
             Denied::Backend { owner, why } => {
                 let (account, owner) = (&owner.account, &owner.backend.name);

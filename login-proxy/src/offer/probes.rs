@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use shared::backend::{Backend, Backends, LoginProtocol};
+use futures_util::future::join_all;
+use shared::backend::{Backend, Backends, Endpoint, LoginProtocol};
 use shared::config::Advertised;
+use shared::health::FIRST_PAUSE;
 use shared::lifecycle::Lifecycle;
+use shared::wire::ConnectError;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{CurrentOffer, Offer};
 use crate::backend::{Abilities, AttachError};
@@ -19,6 +22,8 @@ use crate::protocol::Protocol;
 const EVERY: Duration = Duration::from_mins(1);
 /// Between two questions to one that does not.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How much longer than its time a server is waited for, so that it is seen that the time was over.
+const A_LITTLE: Duration = Duration::from_millis(100);
 /// Longest wait for one answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long clients wait at start for the first answers, rather than be told less than there is.
@@ -99,12 +104,12 @@ impl Offers {
 
 impl Said {
     async fn ask_on(&self, backend: &Backend, answered: mpsc::Sender<()>) {
+        let Some(endpoint) = backend.login(self.protocol.kind) else { return };
         let mut answered = Some(answered);
         let mut was_away = false;
         loop {
-            let asked = self.ask(backend).await;
             let (name, protocol) = (&backend.name, self.protocol.kind);
-            let pause = match asked {
+            let pause = match self.ask(endpoint).await {
                 Ok(abilities) => {
                     was_away = false;
                     self.note(backend, abilities);
@@ -124,19 +129,31 @@ impl Said {
                 let _ = answered.send(()).await;
             }
             // Not all nodes at once.
-            sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+            rest(endpoint, pause.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
         }
     }
 
-    async fn ask(&self, backend: &Backend) -> Result<Abilities, AttachError> {
-        let Some(endpoint) = backend.login(self.protocol.kind) else {
-            let backend = backend.name.as_str().into();
-            return Err(AttachError::NoEndpoint { backend, protocol: self.protocol.kind });
-        };
-        let until = Instant::now() + PATIENCE;
-        timeout_at(until, (self.protocol.probe)(endpoint, until))
-            .await
-            .unwrap_or(Err(AttachError::TimedOut))
+    /// Asks each address, so that each one's health is known (HLT-1). The preferred one of those that answer
+    /// speaks for the backend.
+    async fn ask(&self, endpoint: &Endpoint) -> Result<Abilities, AttachError> {
+        let addresses = timeout(PATIENCE, endpoint.each_address()).await;
+        let addresses = addresses.unwrap_or(Err(ConnectError::Timeout(endpoint.shown().into())))?;
+        let until = Instant::now() + PATIENCE.max(endpoint.patience().saturating_add(A_LITTLE));
+        let probes = addresses.iter().map(async |address| {
+            timeout_at(until, (self.protocol.probe)(address, until))
+                .await
+                .unwrap_or(Err(AttachError::TimedOut))
+        });
+        let mut failure = None;
+        for asked in join_all(probes).await {
+            match asked {
+                Ok(abilities) => return Ok(abilities),
+                // Why it went down says more.
+                Err(AttachError::Connect(ConnectError::Down { .. })) if failure.is_some() => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or(AttachError::TimedOut))
     }
 
     /// Notes what a backend says; what changes by it is offered from the next connection on.
@@ -172,6 +189,21 @@ impl Said {
         let all: Vec<_> = backends.values().cloned().collect();
         let offer = (self.protocol.merge)(&all);
         self.current.store(Arc::new(configured(offer, self.protocol.kind, &self.advertised)));
+    }
+}
+
+/// Waits for the time of the next question: after `pause`, or when an address that has failed meanwhile is
+/// worth a look.
+async fn rest(endpoint: &Endpoint, pause: Duration) {
+    let now = Instant::now();
+    let earliest = now + FIRST_PAUSE;
+    loop {
+        let look = endpoint.reach.worth_a_look().map(|at| at.max(earliest));
+        let until = look.map_or(now + pause, |look| look.min(now + pause));
+        tokio::select! {
+            () = sleep_until(until) => return,
+            () = endpoint.reach.trouble() => {}
+        }
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use shared::address::{Address, Domain};
 use shared::backend::{BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol};
+use shared::reach::Blame;
 use shared::smtp::command::Mail;
 use shared::smtp::data::DataEncoder;
 use shared::smtp::ehlo::Extensions;
 use shared::smtp::reply::{Class, Reply};
 use shared::smtp::xclient;
 use shared::smtp_client::{self, ReplyError};
-use shared::wire::{ConnectError, Deadlines, Proxied, Wire, WireError};
+use shared::wire::{ConnectError, Connected, Deadlines, Proxied, Wire, WireError};
 use tokio::time::Instant;
 
 use crate::body::Message;
@@ -101,15 +102,16 @@ impl Connection {
         mail: &MailEndpoint,
         introduction: Introduction<'_>,
     ) -> Result<Self, DeliveryError> {
-        let Endpoint { reply_timeout, tls, identity, .. } = &mail.endpoint;
+        let Endpoint { reply_timeout, identity, .. } = &mail.endpoint;
         let deadlines = Deadlines {
             read: *reply_timeout,
             write: *reply_timeout,
             until: Instant::now().checked_add(reply_timeout.saturating_mul(4)),
         };
         let proxied = Proxied { client: introduction.client, local: introduction.local };
-        let wire = Wire::connect(&mail.endpoint, Some(proxied), deadlines).await?;
-        let mut connection = Self {
+        let connected = Wire::connect(&mail.endpoint, Some(proxied), deadlines).await?;
+        let Connected { wire, tls, trial } = connected;
+        let connection = Self {
             wire,
             offered: Extensions::default(),
             protocol: mail.protocol,
@@ -118,22 +120,28 @@ impl Connection {
             transactions: 0,
             refusals: 0,
         };
-        connection.expect(Class::Accepted).await?;
-        connection.hello(introduction.hostname).await?;
-        if let BackendTls::StartTls(config, name) = tls {
-            if !connection.offered.starttls {
-                return Err(DeliveryError::NoStartTls);
-            }
-            connection.wire.say("STARTTLS\r\n").await?;
-            connection.expect(Class::Accepted).await?;
-            connection.wire.connect_tls(config.clone(), name.clone()).await?;
-            connection.hello(introduction.hostname).await?;
-        }
+        let mut connection = trial.judge(connection.greeted(&tls, introduction.hostname)).await?;
         if *identity == Identity::Xclient {
             connection.name_client(introduction).await?;
         }
         connection.wire.deadlines.until = None;
         Ok(connection)
+    }
+
+    /// Greeting, EHLO, and STARTTLS where that is configured.
+    async fn greeted(mut self, tls: &BackendTls, hostname: &str) -> Result<Self, DeliveryError> {
+        self.expect(Class::Accepted).await?;
+        self.hello(hostname).await?;
+        if let BackendTls::StartTls(config, name) = tls {
+            if !self.offered.starttls {
+                return Err(DeliveryError::NoStartTls);
+            }
+            self.wire.say("STARTTLS\r\n").await?;
+            self.expect(Class::Accepted).await?;
+            self.wire.connect_tls(config.clone(), name.clone()).await?;
+            self.hello(hostname).await?;
+        }
+        Ok(self)
     }
 
     /// Begins a transaction with its first recipient: the replies to MAIL and, if that was accepted, to
@@ -365,6 +373,22 @@ impl Connection {
 /// A farewell is the end of the connection, whatever it was the answer to; the one to QUIT is not read.
 fn unless_farewell(reply: Reply) -> Result<Reply, DeliveryError> {
     if FAREWELLS.contains(&reply.code()) { Err(DeliveryError::Unwilling(reply)) } else { Ok(reply) }
+}
+
+impl Blame for DeliveryError {
+    fn blame(&self) -> Option<&WireError> {
+        match self {
+            Self::Wire(error) => Some(error),
+            Self::Connect(error) => error.blame(),
+            Self::NoStartTls
+            | Self::Unwilling(_)
+            | Self::Protocol(_)
+            | Self::Body(_)
+            | Self::NoEndpoint
+            | Self::Unreachable
+            | Self::TimedOut => None,
+        }
+    }
 }
 
 impl From<ReplyError> for DeliveryError {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, Deserializer};
 
+use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
     Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
@@ -63,8 +64,9 @@ impl Parser<'_, '_> {
     fn config(&mut self, file: raw::File) -> Config {
         let host = own_host_name();
         let has_certificate = file.tls.self_signed || !file.tls.certificates.is_empty();
-        let backends = self.backends(file.backends);
         let login = self.login(file.login, &host, has_certificate);
+        let mx = self.mx(file.mx, &host, has_certificate);
+        let backends = self.backends(file.backends, &Listening::of(&mx, &login));
         self.somebody_speaks(&login, &backends);
         self.nobody_listens_twice(&login);
         Config {
@@ -72,7 +74,7 @@ impl Parser<'_, '_> {
             ownership: self.ownership(file.ownership),
             backends,
             names: self.names(file.names),
-            mx: self.mx(file.mx, &host, has_certificate),
+            mx,
             login,
             tls: self.tls(file.tls),
             log: self.log(file.log),

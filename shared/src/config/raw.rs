@@ -4,12 +4,16 @@
 //! and a test compares it with these defaults (CFG-5).
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// The whole file.
 #[derive(Debug, Default, PartialEq, Deserialize)]
@@ -126,8 +130,10 @@ pub(super) struct Backend {
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Endpoint {
-    pub(super) host: String,
+    #[serde(deserialize_with = "one_or_several")]
+    pub(super) host: Vec<String>,
     pub(super) port: Option<u16>,
+    pub(super) source_address: Vec<IpAddr>,
     pub(super) protocol: Option<MailProtocol>,
     pub(super) tls: Option<BackendTls>,
     pub(super) server_name: String,
@@ -148,8 +154,9 @@ pub(super) struct Endpoint {
 impl Default for Endpoint {
     fn default() -> Self {
         Self {
-            host: String::new(),
+            host: Vec::new(),
             port: None,
+            source_address: Vec::new(),
             protocol: None,
             tls: None,
             server_name: String::new(),
@@ -165,6 +172,27 @@ impl Default for Endpoint {
             reply_timeout: Duration::from_mins(1),
         }
     }
+}
+
+/// A word, or a list of them.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Words;
+    impl<'de> Visitor<'de> for Words {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a host name or address, or a list of them")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Vec<String>, E> {
+            Ok(vec![word.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
+    deserializer.deserialize_any(Words)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -430,7 +458,7 @@ mod tests {
             [(old.mail.unwrap(), Identity::None), (old.imap.unwrap(), Identity::DovecotId)]
         {
             let shown = Endpoint {
-                host: "127.0.0.1".into(),
+                host: vec!["127.0.0.1".into()],
                 port: endpoint.port,
                 protocol: endpoint.protocol,
                 tls: Some(BackendTls::Plain),

@@ -84,6 +84,9 @@ fn check(file: &Path, config: &Config, idle: Option<&str>) -> ExitCode {
         say(&format!("{}: nothing to do: {missing}", file.display()));
         return ExitCode::from(EX_CONFIG);
     }
+    for warning in config.loops() {
+        say(&format!("{}: warning: {warning}", file.display()));
+    }
     match crate::tls::Certificates::load(&config.tls) {
         Ok(_) => {
             say(&format!("{}: good", file.display()));

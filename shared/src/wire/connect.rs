@@ -1,4 +1,5 @@
-//! Connecting to a backend: name to addresses, TCP, the client's address (PROXY), implicit TLS.
+//! Connecting to a backend: TCP to the address that is there first, the client's address (PROXY), implicit
+//! TLS.
 //!
 //! STARTTLS and XCLIENT are words of the protocols and said by them, on the wire made here.
 
@@ -6,13 +7,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout_at};
+use tokio::net::TcpStream;
 
+use super::race::{Dialed, dial};
 use super::{Deadlines, Wire, WireError};
 use crate::backend::{BackendTls, Endpoint, Identity};
+use crate::config::Bind;
 use crate::proxy_protocol::{self, Extensions};
+use crate::reach::Trial;
+use crate::resolver::ResolveError;
 
 /// A connection that is silent for this long is probed, so that a vanished peer is noticed.
 const KEEPALIVE_TIME: Duration = Duration::from_mins(2);
@@ -29,7 +34,18 @@ pub struct Proxied {
     pub local: SocketAddr,
 }
 
-/// Why a backend could not be connected to. Always a fault to be answered temporarily.
+/// A connection that was made, and by what its server is to prove itself.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection; its TLS is up if it is implicit.
+    pub wire: Wire,
+    /// How it is secured, with the name of the host that it leads to.
+    pub tls: BackendTls,
+    /// To be told what becomes of the connection, until the backend has answered.
+    pub trial: Trial,
+}
+
+/// Why a backend could not be connected to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Its name could not be resolved.
@@ -38,11 +54,8 @@ pub enum ConnectError {
         /// The configured name.
         host: Box<str>,
         /// What the resolver said.
-        source: io::Error,
+        source: ResolveError,
     },
-    /// Its name has no address.
-    #[error("{0} has no address")]
-    NoAddress(Box<str>),
     /// Nothing answered in time.
     #[error("no connection to {0} within the time allowed")]
     Timeout(Box<str>),
@@ -53,6 +66,30 @@ pub enum ConnectError {
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
+    },
+    /// Every address has failed again and again, and it is not time for this connection to try one.
+    #[error("every address of {endpoint} is down; one is tried again in {again:.1?}")]
+    Down {
+        /// The endpoint's places.
+        endpoint: Box<str>,
+        /// When one may be tried.
+        again: Duration,
+    },
+    /// It had not answered yet when others found that it does not.
+    #[error("{address} went down while it was waited for")]
+    WentDown {
+        /// The address connected to.
+        address: SocketAddr,
+    },
+    /// It would be ourselves (NET-9).
+    #[error("the backend {host} is this very service: {address} is its own listener {listener}")]
+    Own {
+        /// The configured place.
+        host: Box<str>,
+        /// Its address.
+        address: SocketAddr,
+        /// Where we listen.
+        listener: Bind,
     },
     /// Connected, but the PROXY header or the TLS handshake failed.
     #[error("{address}: {source}")]
@@ -71,13 +108,15 @@ impl ConnectError {
         match self {
             Self::Resolve { .. } | Self::Connect { .. } => true,
             Self::Secure { source, .. } => matches!(source, WireError::Closed | WireError::Io(_)),
-            Self::NoAddress(_) | Self::Timeout(_) => false,
+            Self::Timeout(_) | Self::Down { .. } | Self::WentDown { .. } | Self::Own { .. } => {
+                false
+            }
         }
     }
 }
 
 impl Wire {
-    /// Connects to `endpoint`: resolves its name, tries each address, all within its connect
+    /// Connects to `endpoint`: resolves its names and races their addresses, all within its connect
     /// timeout; then writes a PROXY header if it is told clients that way (LOCAL without a client),
     /// and handshakes if its TLS is implicit. For [`BackendTls::StartTls`] the caller says the
     /// protocol's command and then calls [`Wire::connect_tls`].
@@ -89,7 +128,7 @@ impl Wire {
         endpoint: &Endpoint,
         client: Option<Proxied>,
         deadlines: Deadlines,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Connected, ConnectError> {
         Self::connect_telling(endpoint, client, Extensions::default(), deadlines).await
     }
 
@@ -104,8 +143,9 @@ impl Wire {
         client: Option<Proxied>,
         extensions: Extensions<'_>,
         deadlines: Deadlines,
-    ) -> Result<Self, ConnectError> {
-        let (socket, address) = dial(endpoint, deadlines.until).await?;
+    ) -> Result<Connected, ConnectError> {
+        let Dialed { socket, address, host, trial } = dial(endpoint, deadlines.until).await?;
+        let tls = endpoint.tls_of(host);
         let secured = async {
             let mut wire = Self::new(socket, deadlines)?;
             match endpoint.identity {
@@ -121,7 +161,7 @@ impl Wire {
                 Identity::ProxyV1 => wire.say(proxy_protocol::encode_v1(client)).await?,
                 Identity::None | Identity::Xclient | Identity::DovecotId => {}
             }
-            match &endpoint.tls {
+            match &tls {
                 BackendTls::Implicit(config, name) => {
                     wire.connect_tls(config.clone(), name.clone()).await?;
                 }
@@ -129,39 +169,11 @@ impl Wire {
             }
             Ok(wire)
         };
-        secured.await.map_err(|source| ConnectError::Secure { address, source })
+        let secured =
+            secured.map(|done| done.map_err(|source| ConnectError::Secure { address, source }));
+        let (wire, trial) = trial.cover(secured).await?;
+        Ok(Connected { wire, tls, trial })
     }
-}
-
-/// A TCP connection to the first address that takes it, each given a fair share of the time left.
-async fn dial(
-    endpoint: &Endpoint,
-    until: Option<Instant>,
-) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let host = || endpoint.host.clone();
-    let late = || ConnectError::Timeout(format!("{}:{}", endpoint.host, endpoint.port).into());
-    let now = Instant::now();
-    let deadline = now.checked_add(endpoint.connect_timeout).or(until).ok_or_else(late)?;
-    let deadline = until.map_or(deadline, |until| until.min(deadline));
-
-    let resolved = timeout_at(deadline, lookup_host((&*endpoint.host, endpoint.port))).await;
-    let addresses = resolved
-        .map_err(|_| late())?
-        .map_err(|source| ConnectError::Resolve { host: host(), source })?
-        .collect::<Vec<_>>();
-
-    let mut failure = ConnectError::NoAddress(host());
-    for (tried, address) in addresses.iter().copied().enumerate() {
-        let now = Instant::now();
-        let left = u32::try_from(addresses.len().saturating_sub(tried)).unwrap_or(u32::MAX);
-        let share = deadline.saturating_duration_since(now) / left.max(1);
-        match timeout_at(now + share, TcpStream::connect(address)).await {
-            Ok(Ok(socket)) => return Ok((socket, address)),
-            Ok(Err(source)) => failure = ConnectError::Connect { address, source },
-            Err(_) => failure = late(),
-        }
-    }
-    Err(failure)
 }
 
 /// Has the kernel probe a silent peer.

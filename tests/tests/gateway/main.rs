@@ -6,6 +6,7 @@ mod clients;
 mod content;
 mod faults;
 mod flips;
+mod health;
 mod identity;
 mod outcomes;
 mod routing;

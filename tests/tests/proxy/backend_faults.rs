@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use shared::backend::Backend;
+use shared::backend::{Backend, Host};
 use tests::login_backend::{LoginBackend, Manners, Then, Verdict};
 use tests::login_node::{LoginNode, Settings};
 
@@ -43,12 +43,12 @@ async fn heard_of(manners: Manners) -> Result<String> {
 async fn a_backend_that_is_not_there_is_unavailable() -> Result<()> {
     let gone = LoginBackend::start("old", Manners::default()).await?.configured_as(|endpoint| {
         // Nothing listens on the port of a socket that was only bound.
-        endpoint.port = 1;
+        endpoint.hosts = vec![Host::new("127.0.0.1", 1)];
     });
     assert!(refused(&at(gone)?).await?.starts_with("a NO [UNAVAILABLE]"));
     let nowhere = LoginBackend::start("old", Manners::default())
         .await?
-        .configured_as(|endpoint| endpoint.host = "no-such-host.invalid".into());
+        .configured_as(|endpoint| endpoint.hosts = vec![Host::new("no-such-host.invalid", 143)]);
     assert!(refused(&at(nowhere)?).await?.starts_with("a NO [UNAVAILABLE]"));
     Ok(())
 }

@@ -46,6 +46,29 @@ fn nothing_to_listen_on_is_a_wrong_configuration() -> Result<()> {
 }
 
 #[test]
+fn a_backend_that_is_the_proxy_itself_is_a_warning() -> Result<()> {
+    let place = Place::new()?;
+    let text = format!(
+        "[node]\nstate_dir = {:?}\n[ownership]\nurl = \"sqlite:{}\"\n[mx]\nhostname = \"mx.example.org\"\n\
+         [backends.old.imap]\nhost = [\"127.0.0.2\", \"localhost:10143\"]\n[tls]\nself_signed = true\n\
+         [login]\nhostname = \"imap.example.org\"\nimap.listen = [\":10143\"]\n",
+        place.join("state"),
+        place.join("ownership.db").display()
+    );
+    let file = place.write("loop.toml", &text, 0o644, None)?;
+    let output = login_proxy(&["check", "--config", &file.to_string_lossy()])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains(
+            "loop.toml: warning: backends.old.imap: localhost:10143 is this service itself"
+        ),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
 fn the_version_is_said() -> Result<()> {
     let output = login_proxy(&["--version"])?;
     let expected = format!("login-proxy {}\n", env!("CARGO_PKG_VERSION"));

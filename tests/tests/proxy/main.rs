@@ -11,6 +11,7 @@ mod command_line;
 mod flips;
 mod forbidden;
 mod forwarded;
+mod health;
 mod holds;
 mod managesieve;
 mod mechanisms;

@@ -220,7 +220,7 @@ async fn a_backend_that_starts_again_has_a_second_chance() -> Result<()> {
     let old = LoginBackend::start("old", Manners { tls, ..Manners::default() }).await?;
     let (port, to_backend) = (starting_again(old.address).await?.port(), to_backend(&ca, true)?);
     let node = LoginNode::start([old.configured_as(|endpoint| {
-        endpoint.port = port;
+        endpoint.hosts[0].port = port;
         endpoint.tls = to_backend;
     })])?;
     node.set_owner("ann", "old");

@@ -1,17 +1,36 @@
 //! Backends, their endpoints, and whom their certificates must satisfy.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{Parser, raw};
 use crate::address::Domain;
 use crate::backend::{
-    Backend, BackendName, BackendTls, Backends, Endpoint, Identity, LoginProtocol, MailEndpoint,
-    MailProtocol, ProxyExtensions,
+    Backend, BackendName, BackendTls, Backends, Endpoint, Host, Identity, LoginProtocol,
+    MailEndpoint, MailProtocol, ProxyExtensions, SourceAddresses,
 };
-use crate::config::CertificateFiles;
+use crate::config::{Bind, CertificateFiles, ListenerConfig, LoginConfig, MxConfig};
+use crate::reach::Reach;
+use crate::resolver::Resolver;
 use crate::tls::{Trust, client_config};
+
+/// Where the two services listen: a backend that is there would be ourselves.
+pub(super) struct Listening {
+    mail: Arc<[Bind]>,
+    login: Arc<[Bind]>,
+}
+
+impl Listening {
+    pub(super) fn of(mx: &MxConfig, login: &LoginConfig) -> Self {
+        let binds = |listener: &ListenerConfig| listener.binds.clone();
+        Self {
+            mail: mx.listeners.iter().flat_map(binds).collect(),
+            login: login.listeners.iter().flat_map(|l| binds(&l.listener)).collect(),
+        }
+    }
+}
 
 /// What an endpoint's protocol brings along.
 #[derive(Clone, Copy)]
@@ -28,12 +47,14 @@ impl Parser<'_, '_> {
     pub(super) fn backends(
         &mut self,
         backends: std::collections::BTreeMap<String, raw::Backend>,
+        listening: &Listening,
     ) -> Backends {
         if backends.is_empty() {
             let message = "no backend is configured: name at least the old and the new server, \
                            [backends.old.mail], [backends.old.imap], …";
             self.problems.note("backends", message);
         }
+        let resolver = Arc::new(Resolver::default());
         let mut parsed = Vec::new();
         for (name, backend) in backends {
             let key = format!("backends.{name}");
@@ -53,12 +74,22 @@ impl Parser<'_, '_> {
                 let message = format!("has no endpoint: [{key}.mail], [{key}.imap], …");
                 self.problems.note(&key, message);
             }
-            let mut backend = Backend::new(name);
+            let reach = |protocol, own: &Arc<[Bind]>| {
+                let (resolver, own) = (Arc::clone(&resolver), Arc::clone(own));
+                Arc::new(Reach::new(&name, protocol, resolver, own))
+            };
+            let mut backend = Backend::new(name.clone());
             backend.mail = mail.and_then(|mail| self.mail(&format!("{key}.mail"), &mail));
+            if let Some(mail) = &mut backend.mail {
+                mail.endpoint.reach = reach("mail", &listening.mail);
+            }
             for (protocol, endpoint) in logins {
                 let Some(endpoint) = endpoint else { continue };
-                let endpoint =
+                let mut endpoint =
                     self.login_endpoint(&format!("{key}.{protocol}"), protocol, &endpoint);
+                if let Some(endpoint) = &mut endpoint {
+                    endpoint.reach = reach(protocol.as_str(), &listening.login);
+                }
                 backend.set_login(protocol, endpoint);
             }
             parsed.push(backend);
@@ -123,32 +154,42 @@ impl Parser<'_, '_> {
         endpoint: &raw::Endpoint,
         rules: EndpointRules,
     ) -> Option<Endpoint> {
-        if endpoint.host.is_empty() {
+        if endpoint.host.iter().all(String::is_empty) {
             self.problems.note(&format!("{key}.host"), "is missing");
             return None;
         }
-        let host = endpoint.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.parse::<IpAddr>().is_err() && Domain::parse(&host).is_err() {
-            let message = format!("{host:?} is neither a host name nor an IP address");
-            self.problems.note(&format!("{key}.host"), message);
-        }
-        let mode = endpoint.tls.unwrap_or(if is_loopback(&host) {
+        let places: Vec<_> = endpoint
+            .host
+            .iter()
+            .filter_map(|text| self.place(&format!("{key}.host"), text))
+            .collect();
+        let mode = endpoint.tls.unwrap_or(if places.iter().all(|(host, _)| is_loopback(host)) {
             raw::BackendTls::Plain
         } else {
             raw::BackendTls::StartTls
         });
-        let tls = self.backend_tls(key, &host, mode, endpoint, rules)?;
         if endpoint.port == Some(0) {
             self.problems.note(&format!("{key}.port"), "0 is no port to connect to");
         }
         self.trust_is_used(key, mode, endpoint);
-        let default_port = match mode {
+        let mut secured = Vec::new();
+        for (host, _) in &places {
+            secured.push(self.server_name(key, host, mode, endpoint, rules)?);
+        }
+        let tls = self.backend_tls(key, secured.first()?.clone(), mode, endpoint)?;
+        let port = endpoint.port.unwrap_or(match mode {
             raw::BackendTls::Implicit => rules.implicit_port,
             raw::BackendTls::Plain | raw::BackendTls::StartTls => rules.port,
-        };
+        });
+        let hosts = places.into_iter().zip(secured).map(|((name, own), server_name)| Host {
+            name: name.into(),
+            port: own.unwrap_or(port),
+            server_name,
+        });
         Some(Endpoint {
-            host: host.into(),
-            port: endpoint.port.unwrap_or(default_port),
+            hosts: hosts.collect(),
+            source: self.source(key, endpoint),
+            reach: Arc::default(),
             tls,
             identity: endpoint.identity.map_or(rules.identity, Identity::from),
             proxy_extensions: self.proxy_extensions(key, endpoint),
@@ -158,14 +199,52 @@ impl Parser<'_, '_> {
         })
     }
 
-    fn backend_tls(
+    /// A place: a name or an address, and the port behind it, if there is one.
+    fn place(&mut self, key: &str, text: &str) -> Option<(String, Option<u16>)> {
+        let (host, port) = split_port(text);
+        if host.parse::<IpAddr>().is_err() && Domain::parse(host).is_err() {
+            let message = format!("{host:?} is neither a host name nor an IP address");
+            self.problems.note(key, message);
+            return None;
+        }
+        let port = match port.map(str::parse) {
+            None => None,
+            Some(Ok(port)) if port > 0 => Some(port),
+            Some(_) => {
+                self.problems
+                    .note(key, format!("{text:?} has no port to connect to behind its colon"));
+                return None;
+            }
+        };
+        Some((host.to_owned(), port))
+    }
+
+    /// The addresses of ours that it is connected from, one of each family at most.
+    fn source(&mut self, key: &str, endpoint: &raw::Endpoint) -> SourceAddresses {
+        let mut source = SourceAddresses::default();
+        for address in &endpoint.source_address {
+            let second = match *address {
+                IpAddr::V4(v4) => source.v4.replace(v4).is_some(),
+                IpAddr::V6(v6) => source.v6.replace(v6).is_some(),
+            };
+            if second {
+                let message = "has two addresses of one family; which one would it be?";
+                self.problems.note(&format!("{key}.source_address"), message);
+            }
+        }
+        source
+    }
+
+    /// The name by which `host` proves itself; `None` in the clear.
+    #[expect(clippy::option_option, reason = "the outer one says that a problem was noted")]
+    fn server_name(
         &mut self,
         key: &str,
         host: &str,
         mode: raw::BackendTls,
         endpoint: &raw::Endpoint,
         rules: EndpointRules,
-    ) -> Option<BackendTls> {
+    ) -> Option<Option<ServerName<'static>>> {
         if mode == raw::BackendTls::Plain {
             if rules.credentials && !is_loopback(host) && !endpoint.allow_plaintext {
                 let message = format!(
@@ -174,7 +253,7 @@ impl Parser<'_, '_> {
                 );
                 self.problems.note(&format!("{key}.tls"), message);
             }
-            return Some(BackendTls::Plain);
+            return Some(None);
         }
         let by_ip = host.parse::<IpAddr>().is_ok();
         if by_ip && endpoint.server_name.is_empty() && endpoint.pin_sha256.is_empty() {
@@ -188,6 +267,17 @@ impl Parser<'_, '_> {
             self.problems.note(&format!("{key}.server_name"), "is no host name");
             return None;
         };
+        Some(Some(name))
+    }
+
+    fn backend_tls(
+        &mut self,
+        key: &str,
+        name: Option<ServerName<'static>>,
+        mode: raw::BackendTls,
+        endpoint: &raw::Endpoint,
+    ) -> Option<BackendTls> {
+        let Some(name) = name else { return Some(BackendTls::Plain) };
         let identity = self.client_certificate(key, endpoint);
         let trust = match self.trust(key, endpoint) {
             Some(trust) => client_config(&trust, identity.as_ref()),
@@ -289,6 +379,17 @@ impl From<raw::Identity> for Identity {
             raw::Identity::ProxyV1 => Self::ProxyV1,
         }
     }
+}
+
+/// `host`, `host:port`, `[v6]`, `[v6]:port` or `v6`.
+fn split_port(text: &str) -> (&str, Option<&str>) {
+    if text.parse::<IpAddr>().is_ok() {
+        return (text, None);
+    }
+    if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        return (host, (!rest.is_empty()).then(|| rest.strip_prefix(':').unwrap_or(rest)));
+    }
+    text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)))
 }
 
 fn is_loopback(host: &str) -> bool {

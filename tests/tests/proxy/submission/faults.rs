@@ -42,7 +42,7 @@ async fn a_backend_that_is_not_there_or_says_nothing_is_unavailable() -> Result<
         old.until("the attempt is closed", |all| all[0].closed).await?;
     }
     let old = LoginBackend::start("old", manners()).await?;
-    let backend = old.configured_as(|endpoint| endpoint.port = 1);
+    let backend = old.configured_as(|endpoint| endpoint.hosts[0].port = 1);
     let node = LoginNode::start_with([backend], settings())?;
     node.set_owner("ann", "old");
     assert_eq!(refused(&node).await?, LATER);
