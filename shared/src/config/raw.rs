@@ -256,6 +256,9 @@ pub(super) struct Login {
     pub(super) max_failures: u32,
     #[serde(with = "humantime_serde")]
     pub(super) failure_delay: Duration,
+    pub(super) guesses_per_address: u32,
+    #[serde(with = "humantime_serde")]
+    pub(super) guess_window: Duration,
     #[serde(with = "humantime_serde")]
     pub(super) attach_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -287,6 +290,8 @@ impl Default for Login {
             login_timeout: Duration::from_mins(3),
             max_failures: 10,
             failure_delay: Duration::from_secs(2),
+            guesses_per_address: 100,
+            guess_window: Duration::from_mins(10),
             attach_timeout: Duration::from_secs(30),
             hold_wait: Duration::from_secs(30),
             max_held_per_account: 20,
