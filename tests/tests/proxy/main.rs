@@ -11,6 +11,7 @@ mod command_line;
 mod flips;
 mod forbidden;
 mod forwarded;
+mod guess_log;
 mod guesses;
 mod holds;
 mod managesieve;
