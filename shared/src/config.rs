@@ -85,6 +85,8 @@ pub struct TlsConfig {
     pub certificates: Vec<CertificateFiles>,
     /// Make a self-signed certificate at start instead (for trials).
     pub self_signed: bool,
+    /// What the keys of session tickets are derived from, the same on all nodes; `None`: keys of this process.
+    pub ticket_key_file: Option<PathBuf>,
 }
 
 /// One certificate chain and its key.

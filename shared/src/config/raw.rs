@@ -102,6 +102,7 @@ impl Default for Names {
 pub(super) struct Tls {
     pub(super) certificates: Vec<Certificate>,
     pub(super) self_signed: bool,
+    pub(super) ticket_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -409,6 +410,7 @@ mod tests {
         };
         unset(&mut file.ownership.url_file);
         unset(&mut file.ownership.listen_url_file);
+        unset(&mut file.tls.ticket_key_file);
         let default = File {
             mx: Mx { smtp: listener(ListenerTls::StartTls), ..Mx::default() },
             login: Login {

@@ -22,6 +22,7 @@ mod offers;
 mod pipelining;
 mod pop3;
 mod reasons;
+mod resumption;
 mod routing;
 mod secrets;
 mod submission;
