@@ -151,6 +151,16 @@ fn tls_is_a_matter_of_the_wire_and_the_tls_module() {
     );
 }
 
+/// A clock that is set back, or forward, ends nothing early and keeps nothing waiting. What looks at it: dates in
+/// headers, certificates' files, and the keys of tickets, which nodes choose by the same clock.
+#[test]
+fn no_deadline_is_by_the_clock_on_the_wall() {
+    only_in(
+        &["shared/src/tls/certificates.rs", "shared/src/tls/tickets.rs", "mx-gateway/src/serve.rs"],
+        &["SystemTime", "OffsetDateTime::now", "ClockId::Realtime"],
+    );
+}
+
 #[test]
 fn nothing_global_changes() {
     only_in(&[], &["static mut", "lazy_static"]);

@@ -14,6 +14,7 @@ mod forwarded;
 mod guess_log;
 mod guesses;
 mod holds;
+mod hostile;
 mod managesieve;
 mod mechanisms;
 mod memory;
