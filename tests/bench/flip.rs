@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(2);
 pub async fn run() -> anyhow::Result<()> {
     println!("\n# flip: SQL commit to its effect on {NODES} nodes, {FLIPS} flips");
     let directory = tempfile::tempdir()?;
-    let tls = Arc::new(Tls::new(directory.path())?);
+    let tls = Arc::new(Tls::new(directory.path(), false)?);
     let database = tests::postgres::Server::shared().create_database()?;
     table::fill(&database.url, FLIPS).await?;
     let old = Backend::start(Imap, "old", Some(Arc::clone(&tls)))?;
