@@ -67,6 +67,7 @@ needs_of_servers() {
     need pgbouncer pgbouncer
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
     need openssl openssl
+    need fail2ban fail2ban-regex
 }
 
 # Mail programs as people use them.
@@ -225,7 +226,7 @@ keep_from_boot() {
     command -v systemctl >/dev/null 2>&1 || return 0
     for pair in dovecot-core:dovecot.socket dovecot-core:dovecot.service postfix:postfix.service \
         pgbouncer:pgbouncer.service postgresql-common:postgresql.service haproxy:haproxy.service \
-        nginx:nginx.service; do
+        nginx:nginx.service fail2ban:fail2ban.service; do
         printf '%s\n' "$before" | grep -qxF "${pair%:*}" && continue
         systemctl list-unit-files "${pair#*:}" 2>/dev/null | grep -q enabled || continue
         as_root systemctl disable "${pair#*:}" >>"$work/log" 2>&1 || true

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use shared::backend::Backend;
 use shared::config::{Config, ListenerConfig, ListenerTls};
 use shared::listener::Listener;
-use shared::seats::Seats;
 use shared::service::{self, Service, ServiceError};
 
-use crate::login::{Context, serve};
+use crate::login::{Context, Shared, serve};
 use crate::offer::{self, CurrentOffer};
 use crate::protocol::{self, Protocol};
 
@@ -52,12 +51,12 @@ fn listen(service: &Service, bound: Vec<(&'static Protocol, ListenerConfig, List
     let protocols = bound.iter().map(|(protocol, ..)| *protocol);
     let (config, lifecycle) = (&service.config, service.lifecycle.clone());
     let offers = offer::watch(&lifecycle, &config.backends, &config.login.advertised, protocols);
-    let held = Seats::new(config.login.max_held, config.login.max_held_per_account);
+    let shared = Shared::new(&config.login);
     let bound: Vec<_> = bound
         .into_iter()
         .map(|(protocol, configured, listener)| {
             let offer = offers.of(protocol);
-            (context(service, &configured, protocol, offer, Arc::clone(&held)), listener)
+            (context(service, &configured, protocol, offer, shared.clone()), listener)
         })
         .collect();
     service.lifecycle.spawn("start", async move {
@@ -82,12 +81,12 @@ pub fn context(
     listener: &ListenerConfig,
     protocol: &'static Protocol,
     offer: Arc<CurrentOffer>,
-    held: Arc<Seats<Box<str>>>,
+    shared: Shared,
 ) -> Arc<Context> {
     let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
     Arc::new(Context {
         ownership: Arc::clone(&service.ownership),
-        held,
+        shared,
         lifecycle: service.lifecycle.clone(),
         rules: service.config.login.clone(),
         names: service.config.names.clone(),

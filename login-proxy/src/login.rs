@@ -6,31 +6,34 @@
 //! A failed attempt goes back to the front, and the next one is routed afresh on a new connection; only
 //! a backend's yes joins, and only while the row that led there still stands.
 
+mod client;
 mod hold;
+mod joined;
 mod record;
 mod route;
 
-use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::LoginProtocol;
 use shared::config::{LoginConfig, NamesConfig};
 use shared::credentials::{Credentials, Secret};
 use shared::lifecycle::Lifecycle;
-use shared::listener::{Accepted, Seat};
-use shared::ownership::{self, Name, Owner, Ownership};
+use shared::listener::Accepted;
+use shared::ownership::Ownership;
 use shared::seats::Seats;
-use shared::wire::{AnswerGrace, Deadlines, JoinRules, Joined, MAX_UNREAD, Wire, WireError, join};
+use shared::wire::{Deadlines, MAX_UNREAD, Wire, WireError};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
-use tokio_util::sync::CancellationToken;
 
-use self::record::{Record, Tried};
+use self::client::{client_of, counted};
+use self::joined::join_sessions;
+use self::record::Tried;
 use self::route::{Granted, route};
-use crate::backend::{Attempt, Client, Reason, prompt};
-use crate::front::{Event, Front, Terms, Told};
+use crate::backend::{Attempt, Reason, prompt};
+use crate::front::{Event, Front, Terms};
+use crate::guesses::{self, Guesses};
 use crate::offer::CurrentOffer;
 use crate::protocol::Protocol;
 use crate::refusal::{Farewell, Refusal};
@@ -46,16 +49,23 @@ const MAX_PUT_OFF: Duration = Duration::from_secs(2);
 /// How long an attempt goes on for a client that has closed its side: it may only have said all that it has
 /// to say, and listen.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
-/// Hops through login proxies that a login may still take (Dovecot's TTL): a loop ends.
-const TTL: u8 = 5;
+
+/// What all listeners of a process count together.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Places for logins that wait for the end of a hold, by account.
+    pub held: Arc<Seats<Box<str>>>,
+    /// Who guesses passwords.
+    pub guesses: Arc<Guesses>,
+}
 
 /// What every login of one listener works with.
 #[derive(Debug)]
 pub struct Context {
     /// Who owns each account.
     pub ownership: Arc<Ownership>,
-    /// Places for logins that wait for the end of a hold, by account: those of the whole process.
-    pub held: Arc<Seats<Box<str>>>,
+    /// What it shares with the other listeners of the process.
+    pub shared: Shared,
     /// Tasks and their end.
     pub lifecycle: Lifecycle,
     /// Limits and delays.
@@ -72,9 +82,26 @@ pub struct Context {
     pub offer: Arc<CurrentOffer>,
 }
 
+impl Shared {
+    /// Nothing is taken or counted yet.
+    pub fn new(rules: &LoginConfig) -> Self {
+        let limits = guesses::Limits {
+            per_address: rules.guesses_per_address,
+            window: rules.guess_window,
+            delay: rules.failure_delay,
+        };
+        Self {
+            held: Seats::new(rules.max_held, rules.max_held_per_account),
+            guesses: Arc::new(Guesses::new(limits, Instant::now().into_std())),
+        }
+    }
+}
+
 /// A no to an attempt.
 struct Refused {
     refusal: Refusal,
+    /// How long the answer is delayed where the credentials are to blame.
+    delay: Duration,
     /// In the backend's words, where the client may hear them.
     reason: Option<Reason>,
 }
@@ -102,7 +129,7 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let mut wire = wire.on_behalf_of(accepted.client, accepted.local);
     let ended = tokio::select! {
-        conversed = converse(&cx, &session, &mut wire) => match conversed {
+        conversed = converse(&cx, &session, accepted.unnamed, &mut wire) => match conversed {
             Ok(granted) => return join_sessions(&cx, &session, wire, accepted.seat, granted),
             Err(ended) => ended,
         },
@@ -121,7 +148,12 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
 }
 
 /// From the first octet to a granted login; the front's yes is queued then. On an error its last words are.
-async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<Granted, Unjoined> {
+async fn converse(
+    cx: &Arc<Context>,
+    session: &str,
+    unnamed: bool,
+    wire: &mut Wire,
+) -> Result<Granted, Unjoined> {
     secure(cx, wire).await?;
     let offer = cx.offer.load_full();
     let mut front = (cx.protocol.front)(Terms {
@@ -138,8 +170,15 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
     loop {
         let credentials = next_credentials(cx, &mut *front, wire).await?;
         let began = Instant::now();
-        let Refused { refusal, reason } =
-            match attempt(cx, session, &mut *front, wire, &credentials).await? {
+        let counted = counted(cx, wire, front.told(), unnamed);
+        if cx.shared.guesses.refuses(counted, began.into_std()) {
+            drop(credentials);
+            pause(cx, &mut *front, wire, began.checked_add(cx.rules.failure_delay)).await?;
+            front.refuse(Refusal::TooManyGuesses, &mut wire.output);
+            return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
+        }
+        let Refused { refusal, delay, reason } =
+            match attempt(cx, session, counted, &mut *front, wire, &credentials).await? {
                 Ok(granted) => {
                     front.welcome(&granted.attached.welcome, &mut wire.output);
                     return Ok(granted);
@@ -147,15 +186,17 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
                 Err(refused) => refused,
             };
         drop(credentials);
-        if refusal == Refusal::BadCredentials {
+        let answer = if refusal == Refusal::BadCredentials {
             refused += 1;
             // Counted from the credentials, so that the time a backend took does not tell a wrong
             // password from a name that nobody has.
-            sleep_until(began.checked_add(cx.rules.failure_delay).unwrap_or(began)).await;
+            began.checked_add(delay)
         } else {
-            sleep(PUT_OFF.saturating_mul(put_off).min(MAX_PUT_OFF)).await;
+            let delay = PUT_OFF.saturating_mul(put_off).min(MAX_PUT_OFF);
             put_off += 1;
-        }
+            Instant::now().checked_add(delay)
+        };
+        pause(cx, &mut *front, wire, answer).await?;
         match reason {
             Some(reason) => front.reject(reason.as_str(), &mut wire.output),
             None => front.refuse(refusal, &mut wire.output),
@@ -169,6 +210,29 @@ async fn converse(cx: &Arc<Context>, session: &str, wire: &mut Wire) -> Result<G
         if wire.deadlines.until.is_some_and(|until| until <= Instant::now()) {
             return Err(farewell(&mut *front, wire, Farewell::TooSlow));
         }
+    }
+}
+
+/// Waits with an answer, at the longest for as long as a login may take. A stop does not wait with it, nor
+/// does anybody for a client that has gone.
+async fn pause(
+    cx: &Context,
+    front: &mut dyn Front,
+    wire: &mut Wire,
+    until: Option<Instant>,
+) -> Result<(), Unjoined> {
+    let until = [until, wire.deadlines.until].into_iter().flatten().min();
+    let Some(until) = until.filter(|until| *until > Instant::now()) else { return Ok(()) };
+    let stop = cx.lifecycle.stop();
+    // What was said before is heard before. It also shows whether anybody is there to hear.
+    match stop.run_until_cancelled(wire.flush()).await {
+        Some(flushed) => flushed?,
+        None => return Err(farewell(front, wire, Farewell::ShuttingDown)),
+    }
+    tokio::select! {
+        () = sleep_until(until) => Ok(()),
+        () = stop.cancelled() => Err(farewell(front, wire, Farewell::ShuttingDown)),
+        () = gone(wire) => Err(Unjoined::ByClient),
     }
 }
 
@@ -215,6 +279,7 @@ fn farewell(front: &mut dyn Front, wire: &mut Wire, farewell: Farewell) -> Unjoi
 async fn attempt(
     cx: &Arc<Context>,
     session: &str,
+    counted: Option<IpAddr>,
     front: &mut dyn Front,
     wire: &mut Wire,
     credentials: &Credentials,
@@ -247,6 +312,7 @@ async fn attempt(
         session,
         protocol: cx.protocol.kind,
         address: client.address,
+        counted,
         credentials,
         upstream: told.forwarded.as_ref().and_then(|forwarded| forwarded.session.as_deref()),
         began,
@@ -254,11 +320,22 @@ async fn attempt(
     Ok(match routed {
         Ok(granted) => {
             tried.log_login(&granted.owner);
+            let account = granted.owner.account.as_bytes();
+            cx.shared.guesses.forgive(counted, account, Instant::now().into_std());
             Ok(granted)
         }
         Err(denied) => {
             tried.log_refusal(&denied);
-            Err(Refused { refusal: denied.refusal(), reason: denied.reason(cx.protocol.kind) })
+            let delay = match denied.guess() {
+                Some(guess) => {
+                    let account = guess.owner.map(|owner| owner.account.as_bytes());
+                    let account = account.unwrap_or_else(|| credentials.mailbox());
+                    cx.shared.guesses.note(counted, account, Instant::now().into_std())
+                }
+                None => cx.rules.failure_delay,
+            };
+            let reason = denied.reason(cx.protocol.kind);
+            Err(Refused { refusal: denied.refusal(), delay, reason })
         }
     })
 }
@@ -268,30 +345,6 @@ fn within(limit: Duration, login_until: Option<Instant>) -> Instant {
     let now = Instant::now();
     let until = now.checked_add(limit).unwrap_or(now);
     login_until.map_or(until, |login| login.min(until))
-}
-
-/// Who the client is: the peer, or whom a trusted proxy names (FWD-4).
-fn client_of<'a>(
-    wire: &Wire,
-    session: &'a str,
-    told: &'a Told,
-    authority: Option<&'a str>,
-) -> Client<'a> {
-    let forwarded = told.forwarded.as_deref().cloned().unwrap_or_default();
-    let merged = |known: SocketAddr, ip: Option<IpAddr>, port: Option<u16>| {
-        // A port belongs to its address: ours says nothing of another one's.
-        let port = port.unwrap_or(if ip.is_some() { 0 } else { known.port() });
-        SocketAddr::new(ip.unwrap_or(known.ip()), port)
-    };
-    Client {
-        address: merged(wire.peer(), forwarded.client_ip, forwarded.client_port),
-        local: merged(wire.local(), forwarded.local_ip, forwarded.local_port),
-        session,
-        ttl: forwarded.ttl.map_or(TTL, |ttl| ttl.min(TTL).saturating_sub(1)),
-        tls: wire.tls_description().map(|tls| tls.version),
-        authority,
-        told,
-    }
 }
 
 /// Drives the front to the answer to a challenge.
@@ -326,73 +379,4 @@ async fn gone(wire: &mut Wire) {
         }
     }
     std::future::pending::<()>().await;
-}
-
-/// Joins the two connections in a task of their own; all that the login needed has been freed by then.
-fn join_sessions(cx: &Context, session: &str, wire: Wire, seat: Seat, granted: Granted) {
-    let Granted { attached, owner, place } = granted;
-    let rules = JoinRules {
-        idle: cx.rules.idle_timeout,
-        kick: place.token().clone(),
-        kick_grace: cx.rules.kick_grace,
-        answer: answer_grace(cx, &owner),
-        end: cx.lifecycle.end().clone(),
-        watch: attached.watch,
-    };
-    let record = Box::new(Record {
-        session: session.into(),
-        protocol: cx.protocol.kind,
-        client: wire.peer(),
-        owner,
-        began: Instant::now(),
-    });
-    // In a box: an async block keeps what it owns and awaits twice, and this is what a session costs.
-    let joined: Pin<Box<dyn Future<Output = Joined> + Send>> = match place.other_token() {
-        None => Box::pin(join(wire, attached.wire, rules)),
-        Some(other) => {
-            let tokens = [place.token().clone(), other.clone()];
-            Box::pin(join_of_two_accounts(wire, attached.wire, rules, tokens))
-        }
-    };
-    cx.lifecycle.spawn("join", async move {
-        let joined = joined.await;
-        // Both legs are closed: only now the session is not busy any more (P5).
-        drop(place);
-        record.write(&joined);
-        drop(seat);
-    });
-}
-
-/// The rare session that may be about either of two accounts ends when either of them moves.
-async fn join_of_two_accounts(
-    client: Wire,
-    backend: Wire,
-    rules: JoinRules,
-    [one, other]: [CancellationToken; 2],
-) -> Joined {
-    let kick = CancellationToken::new();
-    let mut joined = pin!(join(client, backend, JoinRules { kick: kick.clone(), ..rules }));
-    tokio::select! {
-        joined = &mut joined => return joined,
-        () = one.cancelled() => {}
-        () = other.cancelled() => {}
-    }
-    kick.cancel();
-    joined.await
-}
-
-/// A message that is cut off before its answer comes twice; the other protocols lose nothing. A hold waits
-/// no longer than for any session, nor does a node whose lease has ended.
-fn answer_grace(cx: &Context, owner: &Owner) -> Option<Box<AnswerGrace>> {
-    match cx.protocol.kind {
-        LoginProtocol::Submission => {}
-        LoginProtocol::Imap | LoginProtocol::Pop3 | LoginProtocol::ManageSieve => return None,
-    }
-    let (ownership, account) = (Arc::clone(&cx.ownership), owner.account.clone());
-    let hurry =
-        move || match Name::of_login(account.as_bytes()).map(|name| ownership.look_up(&name)) {
-            Ok(Err(ownership::Refusal::Stale | ownership::Refusal::Held { .. })) | Err(_) => true,
-            Ok(Ok(_) | Err(_)) => false,
-        };
-    Some(Box::new(AnswerGrace { longest: cx.rules.data_grace, hurry: Box::new(hurry) }))
 }

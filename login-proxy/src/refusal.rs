@@ -21,6 +21,8 @@ pub enum Refusal {
     NeedsTls,
     /// The client gave up in the middle of an exchange.
     Cancelled,
+    /// Its address has guessed too often of late; the credentials were not tried.
+    TooManyGuesses,
 }
 
 /// Why a client's connection ends before it has logged in.

@@ -85,6 +85,8 @@ pub struct TlsConfig {
     pub certificates: Vec<CertificateFiles>,
     /// Make a self-signed certificate at start instead (for trials).
     pub self_signed: bool,
+    /// What the keys of session tickets are derived from, the same on all nodes; `None`: keys of this process.
+    pub ticket_key_file: Option<PathBuf>,
 }
 
 /// One certificate chain and its key.
@@ -136,6 +138,10 @@ pub struct LoginConfig {
     pub max_failures: u32,
     /// Delay before a wrong password is answered.
     pub failure_delay: Duration,
+    /// Guesses from one address within the window, over which nothing of it is tried; 0: any number.
+    pub guesses_per_address: u32,
+    /// The time over which guesses are counted.
+    pub guess_window: Duration,
     /// Longest time from credentials to the backend's verdict, not counting a hold.
     pub attach_timeout: Duration,
     /// Longest time that a login waits for the end of a hold.

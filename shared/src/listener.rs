@@ -67,6 +67,8 @@ pub struct Accepted {
     pub client: SocketAddr,
     /// The address the client connected to, likewise.
     pub local: SocketAddr,
+    /// The client is a trusted proxy that has named nobody: who is behind it is not known.
+    pub unnamed: bool,
     /// The connection's place among those allowed. Dropped when the connection has ended.
     pub seat: Seat,
 }
@@ -209,15 +211,16 @@ async fn admit(
 ) -> Option<Accepted> {
     let peer = canonical(peer);
     let local = canonical(socket.local_addr().ok()?);
-    let (client, local) = match client_of(&mut socket, peer, local, rules).await {
-        Ok(addresses) => addresses,
+    let (client, local, unnamed) = match client_of(&mut socket, peer, rules).await {
+        Ok(Some((client, local))) => (client, local, false),
+        Ok(None) => (peer, local, is_proxy(peer, rules)),
         Err(error) => {
             tracing::info!(%peer, %error, "connection closed");
             return None;
         }
     };
     match rules.seats.take(network(client.ip())).map_err(Refused::from) {
-        Ok(seat) => Some(Accepted { socket, client, local, seat }),
+        Ok(seat) => Some(Accepted { socket, client, local, unnamed, seat }),
         Err(refused) => {
             if let Some(unsaid) = rules.complaints.due() {
                 tracing::warn!(%client, error = %refused, unsaid, "connection refused");
@@ -229,29 +232,33 @@ async fn admit(
     }
 }
 
-/// The client's address and ours as it sees it.
+/// Whether a peer's PROXY header is believed.
+fn is_proxy(peer: SocketAddr, rules: &Rules) -> bool {
+    rules.proxy != ProxyMode::Off
+        && rules.trusted.iter().any(|network| network.contains(&peer.ip()))
+}
+
+/// The client's address and ours as it sees it; `None` where the peer itself is the client.
 async fn client_of(
     socket: &mut TcpStream,
     peer: SocketAddr,
-    local: SocketAddr,
     rules: &Rules,
-) -> Result<(SocketAddr, SocketAddr), HeaderFault> {
-    let trusted = rules.trusted.iter().any(|network| network.contains(&peer.ip()));
-    let wait = match (rules.proxy, trusted) {
-        (ProxyMode::Off, _) | (ProxyMode::Optional, false) => return Ok((peer, local)),
+) -> Result<Addresses, HeaderFault> {
+    let wait = match (rules.proxy, is_proxy(peer, rules)) {
+        (ProxyMode::Off, _) | (ProxyMode::Optional, false) => return Ok(None),
         (ProxyMode::Required, false) => return Err(HeaderFault::Untrusted),
         (ProxyMode::Optional, true) => OPTIONAL_HEADER_WAIT,
         (ProxyMode::Required, true) => HEADER_TIMEOUT,
     };
     match timeout(wait, first_octet(socket)).await {
         Ok(first) => first?,
-        Err(_) if rules.proxy == ProxyMode::Optional => return Ok((peer, local)),
+        Err(_) if rules.proxy == ProxyMode::Optional => return Ok(None),
         Err(_) => return Err(HeaderFault::Missing),
     }
     let header = timeout(HEADER_TIMEOUT, read_header(socket)).await;
     match header.map_err(|_| HeaderFault::Missing)?? {
-        Some(addresses) => Ok(addresses.unwrap_or((peer, local))),
-        None if rules.proxy == ProxyMode::Optional => Ok((peer, local)),
+        Some(addresses) => Ok(addresses),
+        None if rules.proxy == ProxyMode::Optional => Ok(None),
         None => Err(HeaderFault::Missing),
     }
 }
@@ -291,7 +298,7 @@ async fn read_header(socket: &mut TcpStream) -> Result<Option<Addresses>, Header
 }
 
 /// What counts as one address: a customer gets a whole /64 of IPv6.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),

@@ -4,6 +4,7 @@
 //! sessions can be resumed. What is done with them is the wire's business. TLS 1.2 and 1.3 only.
 
 mod certificates;
+mod tickets;
 mod trust;
 
 use std::path::PathBuf;
@@ -45,6 +46,14 @@ pub enum TlsError {
     /// No certificate could be made.
     #[error("cannot make a self-signed certificate: {0}")]
     SelfSigned(String),
+    /// A secret is too short to be one.
+    #[error("{} must hold at least {octets} random octets", file.display())]
+    ShortSecret {
+        /// The file.
+        file: PathBuf,
+        /// How long it must be.
+        octets: usize,
+    },
     /// The cryptography provider refused.
     #[error("TLS cannot be set up: {0}")]
     Provider(#[from] tokio_rustls::rustls::Error),

@@ -23,10 +23,13 @@ use shared::tls::{Certificates, Trust, client_config};
 use shared::wire::{ConnectError, Proxied, Wire};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::rustls::client::{Resumption, Tls12Resumption};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{
+    CipherSuite, ClientConfig, HandshakeKind, RootCertStore, ServerConfig, SupportedProtocolVersion,
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 struct Made {
@@ -47,8 +50,14 @@ fn make(directory: &Path, name: &str, hosts: &[&str]) -> Made {
 }
 
 fn load(made: &[&Made]) -> Arc<Certificates> {
+    load_with(made, None)
+}
+
+fn load_with(made: &[&Made], ticket_key_file: Option<&Path>) -> Arc<Certificates> {
     let certificates = made.iter().map(|made| made.files.clone()).collect();
-    Certificates::load(&TlsConfig { certificates, self_signed: false }).unwrap().unwrap()
+    let ticket_key_file = ticket_key_file.map(Path::to_owned);
+    let config = TlsConfig { certificates, self_signed: false, ticket_key_file };
+    Certificates::load(&config).unwrap().unwrap()
 }
 
 fn pinned(made: &Made) -> Trust {
@@ -122,19 +131,82 @@ async fn another_key_than_the_pinned_one_is_refused() {
     assert!(greeted(&certificates, config, "mail.example.org").await.is_err());
 }
 
+/// As `client_config` does it, but for one version of TLS.
+fn one_version(made: &Made, version: &'static SupportedProtocolVersion) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(made.der.clone().into()).unwrap();
+    ClientConfig::builder_with_protocol_versions(&[version])
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+#[tokio::test]
+async fn clients_without_tickets_resume_by_id() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let certificates = load(&[&made]);
+    let mut config = one_version(&made, TLS12);
+    config.resumption =
+        Resumption::in_memory_sessions(8).tls12_resumption(Tls12Resumption::SessionIdOnly);
+    let config = Arc::new(config);
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let (kind, ..) = greeted(&certificates, config.clone(), "mail.example.org").await.unwrap();
+        assert_eq!(kind, expected);
+    }
+}
+
+/// Two nodes have the same file, a third one another, and a fourth none.
+#[tokio::test]
+async fn clients_resume_at_every_node_with_the_same_ticket_keys_and_at_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let (file, another) = (directory.path().join("one.key"), directory.path().join("two.key"));
+    std::fs::write(&file, [1; 32]).unwrap();
+    std::fs::write(&another, [2; 32]).unwrap();
+    let nodes = [Some(&*file), Some(&file), Some(&another), None];
+    let nodes = nodes.map(|file| load_with(&[&made], file));
+    for version in [TLS12, TLS13] {
+        let config = Arc::new(one_version(&made, version));
+        for (node, expected) in [
+            (0, HandshakeKind::Full),
+            (1, HandshakeKind::Resumed),
+            (0, HandshakeKind::Resumed),
+            (2, HandshakeKind::Full),
+            (0, HandshakeKind::Full),
+            (3, HandshakeKind::Full),
+        ] {
+            let greeted = greeted(&nodes[node], config.clone(), "mail.example.org").await;
+            assert_eq!(greeted.unwrap().0, expected, "{version:?} {node}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_file_of_ticket_keys_ends_the_old_tickets() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = make(directory.path(), "mail", &["mail.example.org"]);
+    let file = directory.path().join("tickets.key");
+    std::fs::write(&file, [1; 32]).unwrap();
+    let node = load_with(&[&made], Some(&file));
+    let config = Arc::new(one_version(&made, TLS13));
+    greeted(&node, config.clone(), "mail.example.org").await.unwrap();
+    std::fs::write(&file, [2; 32]).unwrap();
+    let later = SystemTime::now() + Duration::from_secs(2);
+    std::fs::File::open(&file).unwrap().set_modified(later).unwrap();
+    assert!(node.reload_if_changed().unwrap());
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let (kind, ..) = greeted(&node, config.clone(), "mail.example.org").await.unwrap();
+        assert_eq!(kind, expected);
+    }
+}
+
 #[tokio::test]
 async fn clients_resume_their_sessions() {
     let directory = tempfile::tempdir().unwrap();
     let made = make(directory.path(), "mail", &["mail.example.org"]);
     let certificates = load(&[&made]);
     for version in [TLS12, TLS13] {
-        // As `client_config` does it, but for one version of TLS.
-        let mut roots = RootCertStore::empty();
-        roots.add(made.der.clone().into()).unwrap();
-        let config = ClientConfig::builder_with_protocol_versions(&[version])
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let config = Arc::new(config);
+        let config = Arc::new(one_version(&made, version));
         let (first, ..) = greeted(&certificates, config.clone(), "mail.example.org").await.unwrap();
         assert_eq!(first, HandshakeKind::Full);
         let (second, ..) = greeted(&certificates, config, "mail.example.org").await.unwrap();
@@ -151,11 +223,7 @@ async fn the_cheaper_cipher_is_chosen_whatever_the_client_likes_best() {
         (TLS12, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
         (TLS13, CipherSuite::TLS13_AES_128_GCM_SHA256),
     ] {
-        let mut roots = RootCertStore::empty();
-        roots.add(made.der.clone().into()).unwrap();
-        let config = ClientConfig::builder_with_protocol_versions(&[version])
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = one_version(&made, version);
         let first = config.crypto_provider().cipher_suites.first().unwrap().suite();
         assert_ne!(first, CipherSuite::TLS13_AES_128_GCM_SHA256, "else this shows nothing");
         let greeted = greeted(&certificates, Arc::new(config), "mail.example.org").await;

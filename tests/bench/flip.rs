@@ -100,7 +100,7 @@ struct Cluster {
 impl Cluster {
     async fn start(accounts: usize) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let tls = Arc::new(Tls::new(directory.path())?);
+        let tls = Arc::new(Tls::new(directory.path(), false)?);
         let database = tests::postgres::Server::shared().create_database()?;
         table::fill(&database.url, accounts).await?;
         let backend = |name| Backend::start(Imap, name, Some(Arc::clone(&tls)));

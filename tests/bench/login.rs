@@ -1,4 +1,4 @@
-//! Logins through a proxy, with full TLS 1.3 handshakes on every TLS leg: CPU and rate.
+//! Logins through a proxy, with full TLS 1.3 handshakes on every TLS leg, and once resumed: CPU and rate.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +11,9 @@ const RUNS: usize = 5;
 const LOGINS: usize = 2_000;
 
 pub async fn run() -> anyhow::Result<()> {
-    for stage in Stage::all().await? {
+    let mut stages = Stage::all().await?;
+    stages.push(Stage::resuming()?);
+    for stage in stages {
         println!("\n# logins, {} (medians of {RUNS} runs of {LOGINS})", stage.name());
         let stage = Arc::new(stage);
         let peers = stage.start(&[Who::Us, Who::Nginx, Who::Dovecot]).await?;

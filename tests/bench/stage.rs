@@ -28,6 +28,8 @@ const AT_ONCE: usize = 16;
 pub struct Stage {
     pub protocol: LoginProtocol,
     pub backend_tls: bool,
+    /// Sessions are resumed on both legs.
+    resumes: bool,
     pub tls: Arc<Tls>,
     /// Where every login ends.
     pub backend: Backend,
@@ -40,20 +42,29 @@ impl Stage {
         let mut stages = Vec::new();
         for protocol in PROTOCOLS {
             for backend_tls in [false, true] {
-                let directory = tempfile::tempdir()?;
-                let tls = Arc::new(Tls::new(directory.path())?);
-                let backend =
-                    Backend::start(protocol, "old", backend_tls.then(|| Arc::clone(&tls)))?;
-                stages.push(Self { protocol, backend_tls, tls, backend, directory });
+                stages.push(Self::set(protocol, backend_tls, false)?);
             }
         }
         Ok(stages)
     }
 
+    /// The one where everybody has been before.
+    pub fn resuming() -> anyhow::Result<Self> {
+        Self::set(LoginProtocol::Imap, true, true)
+    }
+
+    fn set(protocol: LoginProtocol, backend_tls: bool, resumes: bool) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let tls = Arc::new(Tls::new(directory.path(), resumes)?);
+        let backend = Backend::start(protocol, "old", backend_tls.then(|| Arc::clone(&tls)))?;
+        Ok(Self { protocol, backend_tls, resumes, tls, backend, directory })
+    }
+
     /// `Imap, backend plain`.
     pub fn name(&self) -> String {
         let leg = if self.backend_tls { "TLS" } else { "plain" };
-        format!("{:?}, client TLS → backend {leg}", self.protocol)
+        let how = if self.resumes { ", resumed" } else { "" };
+        format!("{:?}, client TLS → backend {leg}{how}", self.protocol)
     }
 
     /// A new directory.

@@ -1,10 +1,12 @@
-//! A throw-away authority and certificate (ECDSA P-256), and clients that trust it. Nobody resumes.
+//! A throw-away authority and certificate (ECDSA P-256), and clients that trust it. Nobody resumes,
+//! unless that is asked for.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tokio_rustls::rustls::client::Resumption;
+use tokio_rustls::rustls::crypto::aws_lc_rs::Ticketer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
@@ -24,7 +26,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    pub fn new(directory: &Path) -> anyhow::Result<Self> {
+    /// With `resume`, clients and backends remember their sessions.
+    pub fn new(directory: &Path, resume: bool) -> anyhow::Result<Self> {
         let mut authority = CertificateParams::new(Vec::<String>::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         // OpenSSL takes a certificate whose issuer has its own name for one that signed itself.
@@ -45,13 +48,19 @@ impl Tls {
         let mut server = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(chain, PrivateKeyDer::from_pem_file(&key_file)?)?;
-        server.session_storage = Arc::new(NoServerSessionStorage {});
-        server.send_tls13_tickets = 0;
+        if resume {
+            server.ticketer = Ticketer::new()?;
+        } else {
+            server.session_storage = Arc::new(NoServerSessionStorage {});
+            server.send_tls13_tickets = 0;
+        }
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&ca_file)?)?;
         let mut client =
             ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        client.resumption = Resumption::disabled();
+        if !resume {
+            client.resumption = Resumption::disabled();
+        }
         Ok(Self {
             ca_file,
             cert_file,

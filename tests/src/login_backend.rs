@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::HandshakeKind;
 
 use crate::chat::Octets;
 use crate::patience::PATIENCE;
@@ -175,6 +176,8 @@ pub struct Connection {
     pub proxied_for: Option<SocketAddr>,
     /// TLS is up.
     pub secured: bool,
+    /// By a session of before.
+    pub resumed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -360,7 +363,11 @@ impl Server {
         socket: Box<dyn Octets>,
     ) -> Result<Box<dyn Octets>> {
         let stream = acceptor.accept(socket).await?;
-        self.record.note(self.number, |connection| connection.secured = true);
+        let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+        self.record.note(self.number, |connection| {
+            connection.secured = true;
+            connection.resumed = resumed;
+        });
         Ok(Box::new(stream))
     }
 

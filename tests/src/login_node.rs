@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use login_proxy::login::{Context, serve};
+use login_proxy::login::{Context, Shared, serve};
 use login_proxy::offer::{CurrentOffer, Offer};
 use login_proxy::protocol;
 use shared::address::Domain;
@@ -59,6 +59,8 @@ impl Default for Settings {
                 login_timeout: PATIENCE,
                 max_failures: 10,
                 failure_delay: Duration::ZERO,
+                guesses_per_address: 100,
+                guess_window: Duration::from_mins(10),
                 attach_timeout: PATIENCE,
                 // Tests of refusals do not wait.
                 hold_wait: Duration::ZERO,
@@ -127,10 +129,11 @@ impl LoginNode {
             max_per_address: max_connections,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
-        let held = Seats::new(rules.max_held, rules.max_held_per_account);
+        let shared = Shared::new(&rules);
+        let held = Arc::clone(&shared.held);
         let cx = Arc::new(Context {
             ownership: Arc::clone(&rows.ownership),
-            held: Arc::clone(&held),
+            shared,
             lifecycle: lifecycle.clone(),
             rules,
             names,

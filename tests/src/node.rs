@@ -33,6 +33,8 @@ pub struct Options {
     pub url: String,
     /// The sections of the backends ([`dovecot`], [`postfix`]).
     pub backends: String,
+    /// More keys of `[tls]`.
+    pub tls: String,
     /// More keys of `[ownership]`.
     pub ownership: String,
     /// More keys of `[mx]`.
@@ -285,6 +287,7 @@ url = \"{url}\"
 default_domain = \"example.org\"
 [tls]
 certificates = [{certificates}]
+{tls}
 {backends}
 [mx]
 hostname = \"{MX_HOST}\"
@@ -302,6 +305,7 @@ format = \"json\"
         url = options.url,
         ownership = options.ownership,
         certificates = certificates.join(", "),
+        tls = options.tls,
         backends = options.backends,
         mx = options.mx,
         login = options.login,

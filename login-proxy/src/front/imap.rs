@@ -412,6 +412,9 @@ fn refusal_words(refusal: Refusal) -> &'static str {
         }
         Refusal::NeedsTls => "NO [PRIVACYREQUIRED] No passwords in the clear.",
         Refusal::Cancelled => "BAD Authentication exchange cancelled.",
+        Refusal::TooManyGuesses => {
+            "NO [UNAVAILABLE] Too many failed logins from your address. Please try again later."
+        }
     }
 }
 

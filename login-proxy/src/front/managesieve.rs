@@ -312,6 +312,9 @@ fn refusal_words(refusal: Refusal) -> &'static str {
         }
         Refusal::NeedsTls => "NO (ENCRYPT-NEEDED) \"No passwords in the clear.\"\r\n",
         Refusal::Cancelled => "NO \"Authentication exchange cancelled.\"\r\n",
+        Refusal::TooManyGuesses => {
+            "NO (TRYLATER) \"Too many failed logins from your address. Please try again later.\"\r\n"
+        }
     }
 }
 

@@ -287,6 +287,9 @@ fn refusal_words(refusal: Refusal) -> &'static str {
         }
         Refusal::NeedsTls => "-ERR [AUTH] No passwords in the clear.",
         Refusal::Cancelled => "-ERR Authentication exchange cancelled.",
+        Refusal::TooManyGuesses => {
+            "-ERR [SYS/TEMP] Too many failed logins from your address. Please try again later."
+        }
     }
 }
 

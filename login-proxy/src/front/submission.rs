@@ -355,6 +355,10 @@ fn refusal_words(refusal: Refusal) -> Reply {
         }
         Refusal::NeedsTls => Reply::new(538, (7, 11), "No passwords in the clear, use TLS first"),
         Refusal::Cancelled => Reply::new(501, (7, 0), "Authentication exchange cancelled"),
+        Refusal::TooManyGuesses => {
+            let words = "Too many failed logins from your address, please try again later";
+            Reply::new(454, (7, 0), words)
+        }
     }
 }
 

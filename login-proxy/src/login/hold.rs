@@ -66,7 +66,7 @@ impl<'a> Waiting<'a> {
             return Ok(());
         }
         self.seat = None;
-        self.seat = Some(self.cx.held.take(account.into())?);
+        self.seat = Some(self.cx.shared.held.take(account.into())?);
         let (session, protocol) = (self.session, self.cx.protocol.kind);
         tracing::info!(session, %protocol, account, "login waits for the end of a hold");
         Ok(())

@@ -1,6 +1,6 @@
 //! What the log says of a login and of a session: one line each (OBS-1).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use shared::backend::LoginProtocol;
 use shared::credentials::Credentials;
@@ -8,7 +8,7 @@ use shared::ownership::{self, Owner};
 use shared::wire::{ConnectError, Joined};
 use tokio::time::Instant;
 
-use super::route::Denied;
+use super::route::{Denied, Guess};
 use crate::backend::AttachError;
 
 /// What the log says of an attempt.
@@ -16,6 +16,8 @@ pub(super) struct Tried<'a> {
     pub(super) session: &'a str,
     pub(super) protocol: LoginProtocol,
     pub(super) address: SocketAddr,
+    /// Whose guess it is, where that is known.
+    pub(super) counted: Option<IpAddr>,
     pub(super) credentials: &'a Credentials,
     /// A trusted front's name for the session.
     pub(super) upstream: Option<&'a str>,
@@ -35,13 +37,15 @@ impl Tried<'_> {
     }
 
     pub(super) fn log_refusal(&self, denied: &Denied) {
+        if let Some(guess) = denied.guess() {
+            return self.log_guess(guess);
+        }
         let Self { session, protocol, address, credentials, began, .. } = self;
         let (ms, method) = (began.elapsed().as_millis(), credentials.method());
         let user = String::from_utf8_lossy(credentials.mailbox());
         match denied {
-            Denied::Name(why) => {
-                tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
-            }
+            // Always a guess.
+            Denied::Name(_) => {}
             Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
                 tracing::error!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
             }
@@ -51,10 +55,7 @@ impl Tried<'_> {
             Denied::Held { account, why } => {
                 tracing::info!(session, %protocol, client = %address, ?user, method, %account, %why, ms, "login refused: the account is held");
             }
-            Denied::Backend {
-                owner,
-                why: why @ (AttachError::Rejected(_) | AttachError::Cancelled),
-            } => {
+            Denied::Backend { owner, why: why @ AttachError::Cancelled } => {
                 let (account, owner) = (&owner.account, &owner.backend.name);
                 tracing::info!(session, %protocol, client = %address, ?user, method, %account, %owner, %why, ms, "login refused");
             }
@@ -82,6 +83,23 @@ impl Tried<'_> {
                 tracing::warn!(session, %protocol, client = %address, ?user, method, ms, "login refused: the account was moved meanwhile");
             }
         }
+    }
+
+    /// The line by which fail2ban bans (config/fail2ban, docs/operations.md): its words and their order are
+    /// not to be changed. What the client has chosen comes last of them, quoted, so that it cannot pass for an
+    /// address.
+    fn log_guess(&self, guess: Guess<'_>) {
+        let Guess { reason, owner, why } = guess;
+        let Self { session, protocol, credentials, began, .. } = self;
+        let (ms, method) = (began.elapsed().as_millis(), credentials.method());
+        let user = String::from_utf8_lossy(credentials.mailbox());
+        let rip = self.counted.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
+        let account = owner.map(|owner| &*owner.account);
+        let owner = owner.map(|owner| owner.backend.name.as_str());
+        tracing::info!(
+            session, client = %self.address, method, account, owner, %why, ms,
+            "login failed: rip={rip} protocol={protocol} reason={reason} user={user:?}"
+        );
     }
 }
 

@@ -1,5 +1,8 @@
 //! From credentials to a granted session: names, registration, owner, backend, comparison (P4).
 
+use std::fmt::Display;
+use std::net::SocketAddr;
+
 use shared::backend::LoginProtocol;
 use shared::config::NamesConfig;
 use shared::credentials::Credentials;
@@ -21,6 +24,8 @@ pub(super) struct Granted {
     pub(super) attached: Attached,
     pub(super) owner: Owner,
     pub(super) place: Place,
+    /// Whose session it is: the peer, or whom a trusted front names.
+    pub(super) client: SocketAddr,
 }
 
 /// The session's place in the registry. Dropping it says that the session has ended.
@@ -69,6 +74,29 @@ pub(super) enum Denied {
     Restless,
 }
 
+/// A guess of the client's.
+#[derive(Clone, Copy)]
+pub(super) struct Guess<'a> {
+    pub(super) reason: Guessed,
+    /// Whose account it was for, where there is one.
+    pub(super) owner: Option<&'a Owner>,
+    pub(super) why: &'a dyn Display,
+}
+
+/// What was guessed wrong. The words are those of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Guessed {
+    /// The account's owner rejected the credentials.
+    #[error("credentials")]
+    Credentials,
+    /// There is no such account.
+    #[error("no-account")]
+    NoAccount,
+    /// No account can have such a name.
+    #[error("bad-name")]
+    BadName,
+}
+
 impl Denied {
     pub(super) fn refusal(&self) -> Refusal {
         match self {
@@ -84,6 +112,34 @@ impl Denied {
 }
 
 impl Denied {
+    /// The guess that this is: somebody may look for accounts and passwords in this way. Nothing else is one: no
+    /// fault of ours, no hold, no stale map, no client that gave up.
+    pub(super) fn guess(&self) -> Option<Guess<'_>> {
+        match self {
+            Self::Backend { owner, why: why @ AttachError::Rejected(_) } => {
+                Some(Guess { reason: Guessed::Credentials, owner: Some(owner), why })
+            }
+            Self::Name(why) => Some(Guess { reason: Guessed::BadName, owner: None, why }),
+            Self::Owner(
+                why @ (ownership::Refusal::NoSuchAccount
+                | ownership::Refusal::ForeignDomain
+                | ownership::Refusal::NoLogin { .. }),
+            ) => Some(Guess { reason: Guessed::NoAccount, owner: None, why }),
+            Self::Owner(
+                ownership::Refusal::Stale
+                | ownership::Refusal::Held { .. }
+                | ownership::Refusal::UnknownBackend { .. }
+                | ownership::Refusal::Unsettled,
+            )
+            | Self::Backend { .. }
+            | Self::Nameless
+            | Self::Contradiction { .. }
+            | Self::Held { .. }
+            | Self::Loop
+            | Self::Restless => None,
+        }
+    }
+
     /// What the backend said of the credentials, where its configuration lets the client hear it (LOG-16).
     pub(super) fn reason(&self, protocol: LoginProtocol) -> Option<Reason> {
         match self {
@@ -218,7 +274,9 @@ pub(super) async fn route(
             continue;
         }
         return match attached {
-            Ok(attached) => Ok(Granted { attached, owner: *owner, place }),
+            Ok(attached) => {
+                Ok(Granted { attached, owner: *owner, place, client: attempt.client.address })
+            }
             Err(why) => Err(Denied::Backend { owner, why }),
         };
     }

@@ -169,7 +169,11 @@ impl Parser<'_, '_> {
             .certificates
             .into_iter()
             .map(|c| CertificateFiles { cert_file: c.cert_file, key_file: c.key_file });
-        TlsConfig { certificates: certificates.collect(), self_signed: tls.self_signed }
+        TlsConfig {
+            certificates: certificates.collect(),
+            self_signed: tls.self_signed,
+            ticket_key_file: tls.ticket_key_file.filter(|file| !file.as_os_str().is_empty()),
+        }
     }
 
     fn mx(&mut self, mx: raw::Mx, host: &str, has_certificate: bool) -> MxConfig {

@@ -106,6 +106,7 @@ impl Default for Names {
 pub(super) struct Tls {
     pub(super) certificates: Vec<Certificate>,
     pub(super) self_signed: bool,
+    pub(super) ticket_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -284,6 +285,9 @@ pub(super) struct Login {
     pub(super) max_failures: u32,
     #[serde(with = "humantime_serde")]
     pub(super) failure_delay: Duration,
+    pub(super) guesses_per_address: u32,
+    #[serde(with = "humantime_serde")]
+    pub(super) guess_window: Duration,
     #[serde(with = "humantime_serde")]
     pub(super) attach_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -315,6 +319,8 @@ impl Default for Login {
             login_timeout: Duration::from_mins(3),
             max_failures: 10,
             failure_delay: Duration::from_secs(2),
+            guesses_per_address: 100,
+            guess_window: Duration::from_mins(10),
             attach_timeout: Duration::from_secs(30),
             hold_wait: Duration::from_secs(30),
             max_held_per_account: 20,
@@ -432,6 +438,7 @@ mod tests {
         };
         unset(&mut file.ownership.url_file);
         unset(&mut file.ownership.listen_url_file);
+        unset(&mut file.tls.ticket_key_file);
         let default = File {
             mx: Mx { smtp: listener(ListenerTls::StartTls), ..Mx::default() },
             login: Login {

@@ -14,12 +14,15 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
+use tokio_rustls::rustls::server::{
+    ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache,
+};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use super::TlsError;
+use super::tickets::SharedTickets;
 use crate::config::{CertificateFiles, TlsConfig};
 
 /// Sessions remembered for clients that resume by id instead of ticket (TLS 1.2).
@@ -29,6 +32,8 @@ const REMEMBERED_SESSIONS: usize = 4096;
 #[derive(Debug)]
 pub struct Certificates {
     files: Vec<CertificateFiles>,
+    /// Keys of session tickets that other nodes have, too, and where they come from.
+    tickets: Option<(PathBuf, Arc<SharedTickets>)>,
     /// When the files were last changed, as they were last read.
     changed: Mutex<Vec<Option<SystemTime>>>,
     chosen: Arc<Chosen>,
@@ -53,7 +58,7 @@ impl Certificates {
     ///
     /// A [`TlsError`] that names the file.
     pub fn load(config: &TlsConfig) -> Result<Option<Arc<Self>>, TlsError> {
-        let changed = changed(&config.certificates);
+        let changed = changed(&config.certificates, config.ticket_key_file.as_deref());
         let by_name = if config.self_signed {
             tracing::warn!(
                 "using a self-signed certificate: clients will not trust it (tls.self_signed)"
@@ -69,10 +74,18 @@ impl Certificates {
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&chosen) as Arc<dyn ResolvesServerCert>);
         server.ignore_client_order = true;
-        server.ticketer = aws_lc_rs::Ticketer::new()?;
+        let tickets = match &config.ticket_key_file {
+            Some(file) => Some((file.clone(), Arc::new(SharedTickets::load(file)?))),
+            None => None,
+        };
+        server.ticketer = match &tickets {
+            Some((_, shared)) => Arc::clone(shared) as Arc<dyn ProducesTickets>,
+            None => aws_lc_rs::Ticketer::new()?,
+        };
         server.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
         Ok(Some(Arc::new(Self {
             files: config.certificates.clone(),
+            tickets,
             changed: Mutex::new(changed),
             chosen,
             config: Arc::new(server),
@@ -90,13 +103,17 @@ impl Certificates {
     ///
     /// A [`TlsError`]; the certificates in use stay.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
-        let now = changed(&self.files);
+        let ticket_key_file = self.tickets.as_ref().map(|(file, _)| file.as_path());
+        let now = changed(&self.files, ticket_key_file);
         let mut known = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
         if *known == now {
             return Ok(false);
         }
         // Noted even when they cannot be used, so that it is said once and not at every look.
         *known = now;
+        if let Some((file, tickets)) = &self.tickets {
+            tickets.reload(file)?;
+        }
         let Some(by_name) = ByName::with(read_all(&self.files)?) else { return Ok(false) };
         self.chosen.0.store(Arc::new(by_name));
         Ok(true)
@@ -196,9 +213,10 @@ fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
 }
 
 /// When each file was last changed. Reads through links, which certbot moves instead of the files.
-fn changed(files: &[CertificateFiles]) -> Vec<Option<SystemTime>> {
-    let of = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    files.iter().flat_map(|f| [of(&f.cert_file), of(&f.key_file)]).collect()
+fn changed(files: &[CertificateFiles], more: Option<&Path>) -> Vec<Option<SystemTime>> {
+    let of = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let pairs = files.iter().flat_map(|f| [of(&f.cert_file), of(&f.key_file)]);
+    pairs.chain(more.map(of)).collect()
 }
 
 fn self_signed() -> Result<(CertifiedKey, Vec<String>), TlsError> {
@@ -229,7 +247,8 @@ mod tests {
     }
 
     fn load(files: Vec<CertificateFiles>) -> Result<Option<Arc<Certificates>>, TlsError> {
-        Certificates::load(&TlsConfig { certificates: files, self_signed: false })
+        let ticket_key_file = None;
+        Certificates::load(&TlsConfig { certificates: files, self_signed: false, ticket_key_file })
     }
 
     #[test]

@@ -35,20 +35,20 @@ const PROTOCOLS: [LoginProtocol; 4] = [Imap, Pop3, Submission, ManageSieve];
 
 /// A node, and backends with the same manners in every protocol, where `mal` lives. `bob` lives at a good
 /// one.
-struct Stage {
-    node: Node,
-    pid: i32,
+pub(crate) struct Stage {
+    pub(crate) node: Node,
+    pub(crate) pid: i32,
     /// Its memory before anybody came.
-    resident: u64,
+    pub(crate) resident: u64,
     /// And its descriptors.
-    open: usize,
+    pub(crate) open: usize,
     _backends: Vec<LoginBackend>,
     _table: Table,
     _ca: TestCa,
 }
 
 impl Stage {
-    async fn set(verdict: impl Fn(LoginProtocol) -> Verdict) -> Result<Self> {
+    pub(crate) async fn set(verdict: impl Fn(LoginProtocol) -> Verdict) -> Result<Self> {
         let (ca, table) = (TestCa::new()?, Table::create(Engine::Sqlite)?);
         table.sql(
             "INSERT INTO domains (domain) VALUES ('example.org');
@@ -126,13 +126,13 @@ async fn deaf(address: SocketAddr) -> Result<TcpStream> {
 
 /// What a process occupies, in octets.
 #[derive(Clone, Copy, PartialEq)]
-struct Memory {
-    resident: u64,
+pub(crate) struct Memory {
+    pub(crate) resident: u64,
     peak: u64,
 }
 
 impl Memory {
-    fn of(pid: i32) -> Result<Self> {
+    pub(crate) fn of(pid: i32) -> Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let octets = |key: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(key)).context("a size")?;
@@ -149,7 +149,7 @@ impl Memory {
 }
 
 /// Descriptors that a process has open.
-fn open(pid: i32) -> Result<usize> {
+pub(crate) fn open(pid: i32) -> Result<usize> {
     Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 

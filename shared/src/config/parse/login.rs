@@ -24,6 +24,7 @@ impl Parser<'_, '_> {
             ("login.login_timeout", login.login_timeout),
             ("login.attach_timeout", login.attach_timeout),
             ("login.idle_timeout", login.idle_timeout),
+            ("login.guess_window", login.guess_window),
         ] {
             if timeout.is_zero() {
                 self.problems.note(key, "must be longer than nothing");
@@ -58,6 +59,8 @@ impl Parser<'_, '_> {
             login_timeout: login.login_timeout,
             max_failures: login.max_failures.max(1),
             failure_delay: login.failure_delay,
+            guesses_per_address: login.guesses_per_address,
+            guess_window: login.guess_window,
             attach_timeout: login.attach_timeout,
             hold_wait: login.hold_wait,
             max_held_per_account: login.max_held_per_account,

@@ -81,6 +81,9 @@ async fn a_greeting_that_is_none_is_judged_by_its_code() -> Result<()> {
         ("HTTP/1.1 400 Bad Request\r\n", BROKEN),
         ("* OK IMAP4rev1 ready\r\n", BROKEN),
         ("OK \"no capabilities\"\r\n", BROKEN),
+        // Said before it was asked, which would pass for its yes.
+        ("CAPS\r\nOK \"ready\"\r\nOK \"in\"\r\n", BROKEN),
+        ("CAPS\r\nOK \"ready\"\r\nNO", BROKEN),
     ] {
         assert_eq!(heard_of(Manners { greeting, ..good() }).await?, expected, "{greeting:?}");
     }
