@@ -7,7 +7,7 @@ use shared::backend::{BackendName, Endpoint, Host};
 use shared::config::Bind;
 use shared::reach::Reach;
 use tests::gateway_node::Settings;
-use tests::ports::reserve;
+use tests::ports::reserve_one;
 use tests::sink::Answer;
 
 use super::*;
@@ -94,7 +94,7 @@ async fn what_an_owner_says_of_its_own_accord_takes_nobody_down() -> Result<()> 
 #[tokio::test]
 async fn mail_goes_to_the_next_host_when_the_preferred_one_is_away() -> Result<()> {
     let old = Sink::start("old", Manners::default()).await?;
-    let away = reserve()?;
+    let away = reserve_one()?;
     let hosts = vec![Host::new("127.0.0.1", away.port()), host_of(&old)];
     let node = GatewayNode::start([old.configured_as(|endpoint| endpoint.hosts = hosts)])?;
     node.set_owner("ann", "old");

@@ -16,7 +16,7 @@ use shared::reach::Reach;
 use tests::login_backend::{LoginBackend, Manners, Then, Tls, Verdict};
 use tests::login_node::{LoginNode, Settings};
 use tests::patience::until;
-use tests::ports::reserve;
+use tests::ports::reserve_one;
 use tests::test_ca::TestCa;
 
 use super::{alone, two};
@@ -128,7 +128,7 @@ async fn logins_that_wait_for_a_backend_that_goes_down_wait_no_longer() -> Resul
 
 #[tokio::test]
 async fn a_backend_that_was_down_is_used_again_when_it_is_back() -> Result<()> {
-    let address = reserve()?;
+    let address = reserve_one()?;
     let gone = LoginBackend::start("old", Manners::default()).await?;
     let backend = gone.configured_as(|endpoint| endpoint.hosts = vec![host(address)]);
     let reach = Arc::clone(&of(&backend).reach);
@@ -196,7 +196,7 @@ async fn clients_that_leave_before_the_greeting_do_not_take_a_server_down() -> R
 #[tokio::test]
 async fn the_next_host_takes_what_the_preferred_one_does_not() -> Result<()> {
     let (first, second) = two(Manners::default(), Manners::default()).await?;
-    let nowhere = reserve()?;
+    let nowhere = reserve_one()?;
     for (hosts, expected) in [
         (vec![host(first.address), host(second.address)], "old"),
         (vec![host(second.address), host(first.address)], "new"),
@@ -225,7 +225,7 @@ async fn each_host_proves_itself_by_its_own_name() -> Result<()> {
         ..Manners::default()
     };
     let b = LoginBackend::start("old", manners).await?;
-    let nowhere = reserve()?;
+    let nowhere = reserve_one()?;
     let config = Arc::clone(ca.connector()?.config());
     for (of_b, is_taken) in [("b.example.org", true), ("a.example.org", false)] {
         let (a_name, b_name) = (name("a.example.org")?, name(of_b)?);
@@ -243,7 +243,7 @@ async fn each_host_proves_itself_by_its_own_name() -> Result<()> {
 #[tokio::test]
 async fn probes_look_at_every_address_and_bring_back_what_was_down() -> Result<()> {
     let good = LoginBackend::start("old", Manners::default()).await?;
-    let away = reserve()?;
+    let away = reserve_one()?;
     let hosts = vec![host(away), host(good.address)];
     let backend = good.configured_as(|endpoint| endpoint.hosts = hosts);
     let reach = Arc::clone(&of(&backend).reach);
@@ -315,7 +315,7 @@ async fn a_login_by_xclient_that_goes_round_in_circles_ends() -> Result<()> {
 #[tokio::test]
 async fn a_backend_on_either_family_of_localhost_is_found() -> Result<()> {
     for ip in ["127.0.0.1", "::1"] {
-        let address = SocketAddr::new(ip.parse::<IpAddr>()?, reserve()?.port());
+        let address = SocketAddr::new(ip.parse::<IpAddr>()?, reserve_one()?.port());
         let Ok(old) = LoginBackend::start_at(address, "old", Manners::default()).await else {
             eprintln!("no IPv6 here");
             continue;
