@@ -57,6 +57,9 @@ pub struct Trial {
     patience: Duration,
     /// Cancelled when the address goes down.
     up: CancellationToken,
+    /// The server was told of a client before it said anything, and may want to have nothing to do with that
+    /// one: if it hangs up, it is not down. Else one client that it bars could shut out all others.
+    may_bar: bool,
 }
 
 /// An error of a connection, which may be its address's fault.
@@ -140,7 +143,8 @@ impl Reach {
         // Who tries an address that is down has a token that nobody cancels.
         let up = if tracked.health.is_up() { tracked.up.clone() } else { CancellationToken::new() };
         let reach = Arc::clone(self);
-        Ok(Trial { reach, address, leave: Some(leave), began: now, patience, up })
+        let leave = Some(leave);
+        Ok(Trial { reach, address, leave, began: now, patience, up, may_bar: false })
     }
 
     /// When an address that has failed is worth a look again: the soonest of all. `None`: none has.
@@ -192,6 +196,12 @@ impl Reach {
 }
 
 impl Trial {
+    /// The server is told of a client before it says anything: that it hangs up then is no failure.
+    pub fn names_a_client(mut self) -> Self {
+        self.may_bar = true;
+        self
+    }
+
     /// A server of its protocol is there.
     pub fn succeed(mut self) {
         if let Some(leave) = self.leave.take() {
@@ -248,6 +258,7 @@ impl Trial {
             Err(error) => error,
         };
         match error.blame() {
+            Some(WireError::Closed | WireError::Io(_)) if self.may_bar => self.abandon(),
             Some(fault @ (WireError::Closed | WireError::Io(_) | WireError::Tls(_))) => {
                 self.fail_for(fault);
             }
@@ -388,6 +399,25 @@ mod tests {
         }
         assert!(reach.is_up(address));
         assert_eq!(reach.worth_a_look(), None);
+    }
+
+    #[tokio::test]
+    async fn a_client_whom_the_server_bars_does_not_shut_out_the_others() {
+        let reach = Arc::<Reach>::default();
+        let address = ADDRESS.parse().unwrap();
+        for (bars, is_up) in [(true, true), (false, false)] {
+            for _ in 0..10 {
+                let Ok(mut trial) = reach.admit(address, Duration::MAX) else { break };
+                if bars {
+                    trial = trial.names_a_client();
+                }
+                let hangs_up = async {
+                    Err::<(), _>(ConnectError::Secure { address, source: WireError::Closed })
+                };
+                trial.judge(hangs_up).await.unwrap_err();
+            }
+            assert_eq!(reach.is_up(address), is_up);
+        }
     }
 
     #[tokio::test]

@@ -144,7 +144,11 @@ impl Wire {
         extensions: Extensions<'_>,
         deadlines: Deadlines,
     ) -> Result<Connected, ConnectError> {
-        let Dialed { socket, address, host, trial } = dial(endpoint, deadlines.until).await?;
+        let Dialed { socket, address, host, mut trial } = dial(endpoint, deadlines.until).await?;
+        let told_first = matches!(endpoint.identity, Identity::Proxy | Identity::ProxyV1);
+        if told_first && client.is_some() {
+            trial = trial.names_a_client();
+        }
         let tls = endpoint.tls_of(host);
         let secured = async {
             let mut wire = Self::new(socket, deadlines)?;
