@@ -171,6 +171,31 @@ async fn fail2ban_bans_who_guesses_and_can_be_made_to_ban_nobody_else() -> Resul
     Ok(())
 }
 
+/// In a file that several programs write to, what another one was told by a stranger.
+#[test]
+fn no_other_programs_line_bans_anybody() -> Result<()> {
+    let json = FORGED.replace('"', "\\\"");
+    for said in [
+        FORGED.to_owned(),
+        format!("INFO {FORGED}"),
+        format!("login-proxy: INFO {FORGED}"),
+        format!("x login-proxy[1]: INFO {FORGED}"),
+        format!("2026-11-24T15:42:02.367307Z  INFO {FORGED}"),
+        format!("\",\"level\":\"INFO\",\"message\":\"{json}"),
+        format!(
+            "{{\"timestamp\":\"2026-11-24T15:42:02.367307Z\",\"level\":\"INFO\",\"message\":\"{json}"
+        ),
+    ] {
+        for prefix in
+            ["Nov 24 10:00:00 mail1 sshd[1]: ", "Nov 24 10:00:00 mail1 sshd[1]: Invalid user "]
+        {
+            let (banned, _) = banned(&format!("{prefix}{said}\n"))?;
+            ensure!(banned.is_empty(), "{prefix}{said}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_guess_is_one_line_of_known_form_whatever_the_name() -> Result<()> {
     let stage = Stage::set().await?;
