@@ -172,10 +172,7 @@ async fn converse(
         let began = Instant::now();
         let counted = counted(cx, wire, front.told(), unnamed);
         if cx.shared.guesses.refuses(counted, began.into_std()) {
-            drop(credentials);
-            pause(cx, &mut *front, wire, began.checked_add(cx.rules.failure_delay)).await?;
-            front.refuse(Refusal::TooManyGuesses, &mut wire.output);
-            return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
+            return Err(turn_away(cx, session, &mut *front, wire).await);
         }
         let Refused { refusal, delay, reason } =
             match attempt(cx, session, counted, &mut *front, wire, &credentials).await? {
@@ -201,8 +198,7 @@ async fn converse(
             Some(reason) => front.reject(reason.as_str(), &mut wire.output),
             None => front.refuse(refusal, &mut wire.output),
         }
-        // A fault of ours is no guess of the client's. How often it may come again is bounded by the delays
-        // and by the time for the whole login.
+        // A fault of ours is no guess: the delays and the time for the login bound how often it comes.
         if refused >= cx.rules.max_failures {
             return Err(farewell(&mut *front, wire, Farewell::TooManyFailures));
         }
@@ -211,6 +207,26 @@ async fn converse(
             return Err(farewell(&mut *front, wire, Farewell::TooSlow));
         }
     }
+}
+
+/// Refuses, for now, a client whose address has guessed too often; what it gave to log in is tried nowhere.
+async fn turn_away(
+    cx: &Context,
+    session: &str,
+    front: &mut dyn Front,
+    wire: &mut Wire,
+) -> Unjoined {
+    let (protocol, told) = (cx.protocol.kind, front.told().clone());
+    let client = client_of(wire, session, &told, None).address;
+    tracing::info!(session, %protocol, %client, "login refused: too many guesses from this address");
+    // Who is sent away at once comes again at once.
+    if let Err(ended) =
+        pause(cx, front, wire, Instant::now().checked_add(cx.rules.failure_delay)).await
+    {
+        return ended;
+    }
+    front.refuse(Refusal::TooManyGuesses, &mut wire.output);
+    farewell(front, wire, Farewell::TooManyFailures)
 }
 
 /// Waits with an answer, at the longest for as long as a login may take. A stop does not wait with it, nor

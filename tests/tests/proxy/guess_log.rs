@@ -44,7 +44,7 @@ impl Stage {
                 "[backends.old.imap]\nhost = \"127.0.0.1\"\nport = {port}\n\
                  [backends.away.imap]\nhost = \"127.0.0.1\"\nport = 9\n"
             ),
-            login: "trusted_networks = [\"127.0.0.18/32\"]\n".into(),
+            login: "trusted_networks = [\"127.0.0.18/32\"]\nguesses_per_address = 5\n".into(),
             ..Options::default()
         };
         let node = Node::start(&options, &ca).await?;
@@ -171,6 +171,31 @@ async fn fail2ban_bans_who_guesses_and_can_be_made_to_ban_nobody_else() -> Resul
     Ok(())
 }
 
+/// In a file that several programs write to, what another one was told by a stranger.
+#[test]
+fn no_other_programs_line_bans_anybody() -> Result<()> {
+    let json = FORGED.replace('"', "\\\"");
+    for said in [
+        FORGED.to_owned(),
+        format!("INFO {FORGED}"),
+        format!("login-proxy: INFO {FORGED}"),
+        format!("x login-proxy[1]: INFO {FORGED}"),
+        format!("2026-11-24T15:42:02.367307Z  INFO {FORGED}"),
+        format!("\",\"level\":\"INFO\",\"message\":\"{json}"),
+        format!(
+            "{{\"timestamp\":\"2026-11-24T15:42:02.367307Z\",\"level\":\"INFO\",\"message\":\"{json}"
+        ),
+    ] {
+        for prefix in
+            ["Nov 24 10:00:00 mail1 sshd[1]: ", "Nov 24 10:00:00 mail1 sshd[1]: Invalid user "]
+        {
+            let (banned, _) = banned(&format!("{prefix}{said}\n"))?;
+            ensure!(banned.is_empty(), "{prefix}{said}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_guess_is_one_line_of_known_form_whatever_the_name() -> Result<()> {
     let stage = Stage::set().await?;
@@ -190,6 +215,25 @@ async fn a_guess_is_one_line_of_known_form_whatever_the_name() -> Result<()> {
             assert!(line.contains(&format!("  INFO {form} session=")), "{line}");
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_address_that_is_refused_is_named_and_counts_no_further() -> Result<()> {
+    let stage = Stage::set().await?;
+    let proxy = stage.node.proxy.as_ref().context("a login proxy")?;
+    let guesses = ["a LOGIN ann@example.org wrong"; 5];
+    say("127.0.0.31", stage.node.imap(), &guesses).await?;
+    for _ in 0..3 {
+        say("127.0.0.31", stage.node.imap(), &["a LOGIN ann@example.org secret"]).await?;
+    }
+    let words = "login refused: too many guesses from this address";
+    let refused = || (proxy.log().matches(words).count() == 3).then_some(());
+    until("the refusals in the log", refused).await?;
+    let line: serde_json::Value = serde_json::from_str(&proxy.logged(&[words]).await?)?;
+    ensure!(line["client"].as_str().is_some_and(|client| client.starts_with("127.0.0.31:")));
+    let (banned, lines) = banned(&proxy.log())?;
+    ensure!((banned.len(), lines) == (1, guesses.len()), "{banned:?} for {lines} lines");
     Ok(())
 }
 
