@@ -28,11 +28,17 @@ const REMEMBERED_SESSIONS: usize = 4096;
 /// All certificates of a node, and the one server configuration that shows them.
 #[derive(Debug)]
 pub struct Certificates {
-    files: Vec<CertificateFiles>,
-    /// When the files were last changed, as they were last read.
-    changed: Mutex<Vec<Option<SystemTime>>>,
+    read: Mutex<Read>,
     chosen: Arc<Chosen>,
     config: Arc<ServerConfig>,
+}
+
+/// What was read last.
+#[derive(Debug)]
+struct Read {
+    files: Vec<CertificateFiles>,
+    /// When each file was last changed.
+    changed: Vec<Option<SystemTime>>,
 }
 
 #[derive(Debug)]
@@ -72,8 +78,7 @@ impl Certificates {
         server.ticketer = aws_lc_rs::Ticketer::new()?;
         server.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
         Ok(Some(Arc::new(Self {
-            files: config.certificates.clone(),
-            changed: Mutex::new(changed),
+            read: Mutex::new(Read { files: config.certificates.clone(), changed }),
             chosen,
             config: Arc::new(server),
         })))
@@ -90,16 +95,36 @@ impl Certificates {
     ///
     /// A [`TlsError`]; the certificates in use stay.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
-        let now = changed(&self.files);
-        let mut known = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == now {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = changed(&read.files);
+        if read.changed == now {
             return Ok(false);
         }
         // Noted even when they cannot be used, so that it is said once and not at every look.
-        *known = now;
-        let Some(by_name) = ByName::with(read_all(&self.files)?) else { return Ok(false) };
+        read.changed = now;
+        let Some(by_name) = ByName::with(read_all(&read.files)?) else { return Ok(false) };
         self.chosen.0.store(Arc::new(by_name));
         Ok(true)
+    }
+
+    /// Reads other files, and shows what is in them from now on.
+    ///
+    /// # Errors
+    ///
+    /// A [`TlsError`]; the certificates in use stay.
+    pub fn replace(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
+        let changed = changed(files);
+        // None: a self-signed one stays.
+        let Some(by_name) = ByName::with(read_all(files)?) else { return Ok(()) };
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) =
+            Read { files: files.to_vec(), changed };
+        self.chosen.0.store(Arc::new(by_name));
+        Ok(())
+    }
+
+    /// Everything that keeps certificates from being used.
+    pub fn problems(files: &[CertificateFiles]) -> Vec<TlsError> {
+        files.iter().filter_map(|files| read(files).err()).collect()
     }
 }
 
