@@ -13,5 +13,5 @@ static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    cli::main::<login_proxy::app::Proxy>(env!("CARGO_PKG_VERSION")).await
+    cli::main::<login_proxy::app::Proxy>(std::env::args_os(), env!("CARGO_PKG_VERSION")).await
 }

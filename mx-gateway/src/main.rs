@@ -6,5 +6,5 @@ use shared::service::cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    cli::main::<mx_gateway::app::Gateway>(env!("CARGO_PKG_VERSION")).await
+    cli::main::<mx_gateway::app::Gateway>(std::env::args_os(), env!("CARGO_PKG_VERSION")).await
 }

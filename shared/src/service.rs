@@ -10,9 +10,9 @@ mod hand_over;
 mod passing;
 mod reload;
 mod systemd;
+mod table;
 mod take_over;
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -21,32 +21,25 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sha2::{Digest, Sha256};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::hand_over::{HandOver, Successor};
 pub use self::passing::HandOverError;
 use self::reload::Reload;
+use self::table::{digests, start_feed};
 use self::take_over::Predecessor;
-use crate::backend::Backends;
 use crate::config::{Config, LoadError};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{BindError, Sockets};
 use crate::ownership::Ownership;
 use crate::ownership::feed::Feed;
-use crate::ownership::schema::SchemaError;
-use crate::ownership::store::{Known, Node, Store, StoreError};
+use crate::ownership::store::{Known, StoreError};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::telemetry::Log;
 use crate::tls::{Certificates, TlsError};
-
-/// Waits between attempts to open a database that is away.
-const REOPEN: Duration = Duration::from_secs(1);
-/// That it is away is said this often.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What a service works with.
 #[derive(Debug, Clone)]
@@ -386,58 +379,6 @@ fn may_leave(left: usize) -> bool {
     left == 0
 }
 
-/// Opens and loads the table. Nothing when `stop` was cancelled before that was done; then the node's row
-/// is not in it.
-async fn start_feed(
-    name: &'static str,
-    service: &Service,
-    known: Known,
-    stop: &CancellationToken,
-) -> Result<Option<Feed>, ServiceError> {
-    let config = service.config();
-    let ownership = &config.ownership;
-    let node = Node {
-        name: service.state.node_name(&config.node.name),
-        service: name,
-        incarnation: format!("{}/{}", service.state.id(), uuid::Uuid::new_v4()).into(),
-        backends: known,
-    };
-    let mut complained = None;
-    let store = loop {
-        let Some(opened) = stop.run_until_cancelled(Store::open(ownership, node.clone())).await
-        else {
-            return Ok(None);
-        };
-        match opened {
-            Ok(store) => break store,
-            // Not there yet, or not mounted yet: that may change.
-            Err(
-                error @ StoreError::Schema(
-                    SchemaError::Newer { .. }
-                    | SchemaError::Older { .. }
-                    | SchemaError::Migration(_),
-                ),
-            ) => return Err(error.into()),
-            Err(error) => {
-                if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_EVERY) {
-                    complained = Some(Instant::now());
-                    let table = ownership.shown();
-                    tracing::error!(%error, table, "cannot open the ownership table; trying again, and refusing everything for now");
-                }
-                stop.run_until_cancelled(sleep(REOPEN)).await;
-            }
-        }
-    };
-    Ok(Feed::start(
-        store,
-        Arc::clone(&service.ownership),
-        ownership.max_staleness,
-        ownership.poll_interval,
-        stop,
-    )
-    .await)
-}
-
 /// A joined session needs two descriptors, and the usual soft limit is 1,024: takes what it may have.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -448,18 +389,4 @@ fn raise_descriptor_limit() {
         }
     }
     tracing::info!(limit = ?getrlimit(Resource::Nofile).current, "open files allowed");
-}
-
-/// What this node knows of each backend, so that a difference between nodes is seen: JSON, name →
-/// digest of its addresses.
-fn digests(backends: &Backends) -> String {
-    let digests: BTreeMap<&str, String> = backends
-        .iter()
-        .map(|backend| {
-            let digest = Sha256::digest(format!("{backend:?}"));
-            let first = digest.first_chunk::<8>().copied().unwrap_or_default();
-            (backend.name.as_str(), format!("{:016x}", u64::from_be_bytes(first)))
-        })
-        .collect();
-    serde_json::to_string(&digests).unwrap_or_default()
 }

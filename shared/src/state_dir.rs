@@ -221,7 +221,8 @@ mod tests {
         // Two writes may fall into one tick of the file system's clock.
         let later = SystemTime::now() + std::time::Duration::from_secs(2);
         let second = StateDir::lock_beside(base.path(), "login-proxy").unwrap();
-        second._lock.set_modified(later).unwrap();
+        let lock = File::options().write(true).open(second.path().join("lock")).unwrap();
+        lock.set_modified(later).unwrap();
         drop((first, second));
         let again = StateDir::lock(base.path(), "login-proxy").unwrap();
         assert_eq!(&*again.node_name("a"), "a.2");

@@ -19,7 +19,8 @@ impl Config {
         ];
         let mut keys: Vec<String> = differs
             .into_iter()
-            .filter_map(|(key, differs)| differs.then(|| key.to_owned()))
+            .filter(|&(_, differs)| differs)
+            .map(|(key, _)| key.to_owned())
             .collect();
         let (before, after) = (self.listeners(), new.listeners());
         for (key, listener) in &before {

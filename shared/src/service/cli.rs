@@ -1,5 +1,6 @@
 //! The command line of either service: `run`, `check`, `--version`. Operators type `mailshift` for all else.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,9 +15,14 @@ pub const DEFAULT_CONFIG: &str = "/etc/mailshift/mailshift.toml";
 /// EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
 
-/// Reads the arguments and does what they say.
-pub async fn main<P: Program>(version: &'static str) -> ExitCode {
-    let arguments = command(P::NAME, version).get_matches();
+/// Reads the arguments, of which the first is the program's name, and does what they say.
+pub async fn main<P: Program>(
+    arguments: impl Iterator<Item = OsString>,
+    version: &'static str,
+) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    let program = program(arguments.first());
+    let arguments = command(P::NAME, version).get_matches_from(arguments);
     let default = PathBuf::from(DEFAULT_CONFIG);
     let file = arguments.get_one::<PathBuf>("config").unwrap_or(&default);
     let config = match read(file, P::idle) {
@@ -40,7 +46,7 @@ pub async fn main<P: Program>(version: &'static str) -> ExitCode {
     let start = Start {
         config,
         file: file.clone(),
-        program: program(),
+        program,
         take_over: arguments.get_flag("take-over"),
         log: Arc::clone(&log),
     };
@@ -84,9 +90,9 @@ fn command(name: &'static str, version: &'static str) -> Command {
 
 /// The path by which this program was called: after an upgrade the new one is there, while the system
 /// knows the one that runs by what has become of its file.
-fn program() -> PathBuf {
-    let called = std::env::args_os().next().map(PathBuf::from);
+fn program(called: Option<&OsString>) -> PathBuf {
     called
+        .map(PathBuf::from)
         .filter(|path| path.components().count() > 1)
         .or_else(|| std::env::current_exe().ok())
         .unwrap_or_default()

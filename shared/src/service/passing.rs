@@ -83,7 +83,7 @@ pub(super) fn same_user(stream: &UnixStream) -> Result<(), HandOverError> {
 /// Says a word.
 pub(super) async fn say(stream: &mut UnixStream, word: &[u8]) -> Result<(), HandOverError> {
     let said = timeout(WORD, stream.write_all(word)).await;
-    said.map_err(|_| HandOverError::TooSlow)?.map_err(|error| gone(error))
+    said.map_err(|_| HandOverError::TooSlow)?.map_err(gone)
 }
 
 /// Waits for a word.

@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Program, Service, digests, systemd};
+use super::table::digests;
+use super::{Program, Service, systemd};
 use crate::config::Config;
 use crate::ownership::store::Known;
 use crate::telemetry::Log;

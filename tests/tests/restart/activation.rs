@@ -6,7 +6,9 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
+use tests::node::binary;
 use tests::patience::{PATIENCE, until};
+use tests::place::Place;
 use tests::table::Engine;
 
 use crate::{ANN, Host, signal_to};
@@ -112,4 +114,36 @@ async fn passed_sockets_are_handed_over_and_systemd_is_told_of_the_new_process()
     drop(host.session(ANN).await);
     signal_to(successor, Signal::TERM);
     told(&manager, "STOPPING=1").await;
+}
+
+/// Checked where the tool is.
+#[test]
+fn the_units_are_understood_by_systemd() {
+    let place = Place::new().unwrap();
+    let units = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/systemd");
+    let mut copies = Vec::new();
+    for service in ["login-proxy", "mx-gateway"] {
+        let program = binary(service).unwrap();
+        for kind in ["service", "socket"] {
+            let name = format!("{service}.{kind}");
+            let text = std::fs::read_to_string(units.join(&name)).unwrap();
+            let text = text
+                .replace(&format!("/usr/bin/{service}"), &program.to_string_lossy())
+                .lines()
+                .filter(|line| !line.starts_with("Documentation="))
+                .map(|line| format!("{line}\n"))
+                .collect::<String>();
+            copies.push(place.write(&name, &text, 0o644, None).unwrap());
+        }
+    }
+    let verify = Command::new("systemd-analyze")
+        .arg("verify")
+        .args(&copies)
+        .env("SYSTEMD_UNIT_PATH", format!("{}:", place.path().display()))
+        .output();
+    let Ok(output) = verify else { return };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let ours: Vec<&str> =
+        said.lines().filter(|l| l.contains("login-proxy") || l.contains("mx-gateway")).collect();
+    assert!(ours.is_empty(), "{said}");
 }

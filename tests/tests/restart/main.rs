@@ -206,8 +206,8 @@ impl Service<'_> {
         self.handed_over += 1;
         self.said("handed over to a new process", self.handed_over).await;
         let log = self.child.log();
-        let lines = log.lines().filter(|line| line.contains("handed over to a new process"));
-        let line: serde_json::Value = serde_json::from_str(lines.last().unwrap()).unwrap();
+        let mut lines = log.lines().filter(|line| line.contains("handed over to a new process"));
+        let line: serde_json::Value = serde_json::from_str(lines.next_back().unwrap()).unwrap();
         let pid = i32::try_from(line["pid"].as_i64().unwrap()).unwrap();
         std::mem::replace(&mut self.pid, pid)
     }

@@ -1,14 +1,16 @@
 //! A changed configuration is taken in without a restart (CFG-3).
 
 use rustix::process::Signal;
+use shared::backend::LoginProtocol;
 use tests::conversation::Conversation;
 use tests::login_backend::{LoginBackend, Manners};
 use tests::node::login;
 use tests::patience::until;
 use tests::smtp::{self, Smtp};
 use tests::table::Engine;
+use tests::test_ca::{Identity, TestCa};
 
-use crate::{ANN, BOB, Host, in_both};
+use crate::{ANN, BOB, Host, in_both, log_in};
 
 in_both! {
     an_account_is_flipped_to_a_backend_that_was_added_by_a_reload,
@@ -149,6 +151,43 @@ async fn an_account_whose_owner_left_the_configuration_is_refused_and_its_sessio
     proxy.said("unknown backend", 1).await;
     session.say("n NOOP").await.unwrap();
     session.expect("n OK done at new").await.unwrap();
+}
+
+#[tokio::test]
+async fn changed_certificates_are_shown_and_sessions_under_the_old_ones_live_on() {
+    let host = Host::new(Engine::Sqlite).await;
+    let ca = TestCa::new().unwrap();
+    let tls = ca.connector().unwrap();
+    let [old, new] = ["old.example.org", "new.example.org"].map(|name| ca.issue(name).unwrap());
+    let address = tests::ports::reserve().unwrap();
+    let (cert, key) = (host.place.join("cert.pem"), host.place.join("key.pem"));
+    let show = |identity: &Identity| {
+        std::fs::copy(&identity.cert_file, &cert).unwrap();
+        std::fs::copy(&identity.key_file, &key).unwrap();
+    };
+    show(&old);
+    let certificates = format!(
+        "[tls]\ncertificates = [{{ cert_file = {cert:?}, key_file = {key:?} }}]\n\
+         [login]\nimaps = {{ listen = [\"{address}\"] }}\n"
+    );
+    host.configure(&host.configuration().replace("[login]\n", &certificates));
+    let proxy = host.start("login-proxy").await;
+    let mut session = Conversation::connect_tls(address, &tls, "old.example.org").await.unwrap();
+    log_in(&mut session, LoginProtocol::Imap, ANN).await.unwrap();
+
+    // What cannot be used changes nothing.
+    std::fs::write(&cert, "nothing").unwrap();
+    proxy.signal(Signal::HUP);
+    proxy.said("nothing has changed", 1).await;
+    drop(Conversation::connect_tls(address, &tls, "old.example.org").await.unwrap());
+
+    show(&new);
+    proxy.signal(Signal::HUP);
+    proxy.said("the configuration was reloaded", 1).await;
+    drop(Conversation::connect_tls(address, &tls, "new.example.org").await.unwrap());
+    assert!(Conversation::connect_tls(address, &tls, "old.example.org").await.is_err());
+    session.say("n NOOP").await.unwrap();
+    session.expect("n OK").await.unwrap();
 }
 
 #[tokio::test]
