@@ -1,36 +1,134 @@
 //! Puts the parts together: a listener and a context for each configured port.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use shared::backend::Backend;
 use shared::config::{Config, ListenerConfig, ListenerTls};
+use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
-use shared::service::{self, Service, ServiceError};
+use shared::service::{Program, Service, ServiceError};
 
 use crate::login::{Context, Shared, serve};
-use crate::offer::{self, CurrentOffer};
+use crate::offer::{self, CurrentOffer, Offers};
 use crate::protocol::{self, Protocol};
 
-/// Runs the login proxy until it is told to stop.
-///
-/// # Errors
-///
-/// A [`ServiceError`] when it cannot start.
-pub async fn run(config: Config) -> Result<(), ServiceError> {
-    service::run("login-proxy", config, |service| {
-        if let Some(missing) = idle(&service.config) {
+/// The login proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    lifecycle: Lifecycle,
+    /// What all logins have in common.
+    shared: Shared,
+    bound: Vec<Bound>,
+    /// Backends are asked by it what they can.
+    asking: Mutex<Lifecycle>,
+    /// Until they have said so for the first time.
+    first: Mutex<Option<Offers>>,
+}
+
+/// A listener, and what its logins from now on work with.
+#[derive(Debug)]
+struct Bound {
+    key: Box<str>,
+    protocol: &'static Protocol,
+    /// As it was bound.
+    configured: ListenerConfig,
+    listener: Listener,
+    context: Arc<ArcSwap<Context>>,
+}
+
+impl Program for Proxy {
+    const NAME: &'static str = "login-proxy";
+
+    fn idle(config: &Config) -> Option<&'static str> {
+        const NOTHING: &str = "set login.imaps.listen, or that of another protocol";
+        config.login.listeners.is_empty().then_some(NOTHING)
+    }
+
+    fn bind(service: &Service) -> Result<Self, ServiceError> {
+        let config = service.config();
+        if let Some(missing) = Self::idle(&config) {
             return Err(ServiceError::Idle(missing));
         }
-        complain(&service.config);
-        let mut bound = Vec::new();
-        for configured in &service.config.login.listeners {
-            let listener = Listener::bind(&configured.listener)?;
-            bound.push((protocol::of(configured.protocol), configured.listener.clone(), listener));
+        complain(&config);
+        let mut listeners = Vec::new();
+        for configured in &config.login.listeners {
+            let listener = Listener::bind_among(&configured.listener, &service.sockets)?;
+            listeners.push((configured, protocol::of(configured.protocol), listener));
         }
-        let service = service.clone();
-        Ok(move || listen(&service, bound))
-    })
-    .await
+        let protocols = listeners.iter().map(|(_, protocol, _)| *protocol);
+        let (asking, offers) = ask(&service.lifecycle, &config, protocols);
+        let shared = Shared::new(&config.login);
+        let bound = listeners.into_iter().map(|(configured, protocol, listener)| {
+            let offer = offers.of(protocol);
+            let context =
+                context(service, &config, &configured.listener, protocol, offer, shared.clone());
+            Bound {
+                key: configured.key.clone(),
+                protocol,
+                configured: configured.listener.clone(),
+                listener,
+                context: Arc::new(ArcSwap::new(context)),
+            }
+        });
+        Ok(Self {
+            bound: bound.collect(),
+            lifecycle: service.lifecycle.clone(),
+            shared,
+            asking: Mutex::new(asking),
+            first: Mutex::new(Some(offers)),
+        })
+    }
+
+    /// Waits until the backends have said what they can, or have had time to.
+    async fn prepare(&self) {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(offers) = first {
+            offers.known().await;
+        }
+    }
+
+    fn serve(&self) {
+        for Bound { protocol, listener, context, .. } in &self.bound {
+            let (addresses, context) = (listener.addresses(), Arc::clone(context));
+            tracing::info!(protocol = %protocol.kind, ?addresses, "listening");
+            listener.serve(&self.lifecycle, protocol.full, move |accepted| {
+                serve(context.load_full(), accepted)
+            });
+        }
+    }
+
+    async fn reload(&self, service: &Service, config: &Arc<Config>) {
+        complain(config);
+        let protocols = self.bound.iter().map(|bound| bound.protocol);
+        let (asking, offers) = ask(&self.lifecycle, config, protocols);
+        let new: Vec<_> = self.bound.iter().map(|bound| offers.of(bound.protocol)).collect();
+        // Clients are offered what was known before until all is known that was known then.
+        offers.known().await;
+        self.shared.limit(&config.login);
+        for (bound, offer) in self.bound.iter().zip(new) {
+            let Bound { key, protocol, configured, listener, context: current } = bound;
+            let shared = self.shared.clone();
+            current.store(context(service, config, configured, protocol, offer, shared));
+            let changed = config.login.listeners.iter().find(|listener| listener.key == *key);
+            if let Some(changed) = changed {
+                listener.reload(&changed.listener);
+            }
+        }
+        let mut current = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, asking).stop().cancel();
+    }
+}
+
+/// Asks the backends of a configuration what they can, until what is returned is stopped.
+fn ask(
+    lifecycle: &Lifecycle,
+    config: &Config,
+    protocols: impl Iterator<Item = &'static Protocol>,
+) -> (Lifecycle, Offers) {
+    let asking = lifecycle.branch();
+    let offers = offer::watch(&asking, &config.backends, &config.login.advertised, protocols);
+    (asking, offers)
 }
 
 /// Says which owners' users will be refused because nobody has said where their backend speaks a protocol.
@@ -46,38 +144,10 @@ fn complain(config: &Config) {
     }
 }
 
-/// Serves clients as soon as the backends have said what they can, or have had time to.
-fn listen(service: &Service, bound: Vec<(&'static Protocol, ListenerConfig, Listener)>) {
-    let protocols = bound.iter().map(|(protocol, ..)| *protocol);
-    let (config, lifecycle) = (&service.config, service.lifecycle.clone());
-    let offers = offer::watch(&lifecycle, &config.backends, &config.login.advertised, protocols);
-    let shared = Shared::new(&config.login);
-    let bound: Vec<_> = bound
-        .into_iter()
-        .map(|(protocol, configured, listener)| {
-            let offer = offers.of(protocol);
-            (context(service, &configured, protocol, offer, shared.clone()), listener)
-        })
-        .collect();
-    service.lifecycle.spawn("start", async move {
-        offers.known().await;
-        for (cx, listener) in bound {
-            let (addresses, full) = (listener.addresses(), cx.protocol.full);
-            tracing::info!(protocol = %cx.protocol.kind, ?addresses, "listening");
-            listener.serve(&lifecycle, full, move |accepted| serve(Arc::clone(&cx), accepted));
-        }
-    });
-}
-
-/// What is to be configured where there would be nothing to do.
-pub fn idle(config: &Config) -> Option<&'static str> {
-    const NOTHING: &str = "set login.imaps.listen, or that of another protocol";
-    config.login.listeners.is_empty().then_some(NOTHING)
-}
-
 /// What the connections of one listener work with.
-pub fn context(
+fn context(
     service: &Service,
+    config: &Config,
     listener: &ListenerConfig,
     protocol: &'static Protocol,
     offer: Arc<CurrentOffer>,
@@ -88,8 +158,8 @@ pub fn context(
         ownership: Arc::clone(&service.ownership),
         shared,
         lifecycle: service.lifecycle.clone(),
-        rules: service.config.login.clone(),
-        names: service.config.names.clone(),
+        rules: config.login.clone(),
+        names: config.names.clone(),
         tls: tls.map(|certificates| certificates.server_config()),
         implicit_tls: listener.tls == ListenerTls::Implicit,
         protocol,

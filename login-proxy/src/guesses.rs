@@ -10,9 +10,10 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use shared::listener::network;
 
 /// Longest delay of an answer: mail programs wait at least half a minute for one.
@@ -28,7 +29,7 @@ const LATELY: Duration = Duration::from_hours(24 * 7);
 const MAX_ENTRIES: usize = 65_536;
 
 /// What may be guessed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Guesses within a window from one address; 0: any number.
     pub per_address: u32,
@@ -41,7 +42,7 @@ pub struct Limits {
 /// What was guessed lately.
 #[derive(Debug)]
 pub struct Guesses {
-    limits: Limits,
+    limits: ArcSwap<Limits>,
     began: Instant,
     max_entries: usize,
     /// Of this process alone, so that nobody can choose names that are taken for another's.
@@ -84,7 +85,7 @@ impl Guesses {
     /// None so far.
     pub fn new(limits: Limits, now: Instant) -> Self {
         Self {
-            limits,
+            limits: ArcSwap::from_pointee(limits),
             began: now,
             max_entries: MAX_ENTRIES,
             hasher: RandomState::new(),
@@ -92,20 +93,31 @@ impl Guesses {
         }
     }
 
+    /// Other limits from now on. What was counted in windows of another length does not count any more.
+    pub fn limit(&self, limits: Limits) {
+        let before = self.limits.swap(Arc::new(limits));
+        if before.window != limits.window {
+            let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+            let proven = std::mem::take(&mut counters.proven);
+            *counters = Counters { proven, ..Counters::default() };
+        }
+    }
+
     /// True when nothing more is to be tried for this client now.
     pub fn refuses(&self, client: Option<IpAddr>, now: Instant) -> bool {
-        let (Some(client), 1..) = (client, self.limits.per_address) else { return false };
+        let per_address = self.limits.load().per_address;
+        let (Some(client), 1..) = (client, per_address) else { return false };
         let moment = self.moment(now);
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counters.addresses.get(&network(client));
-        count.is_some_and(|count| count.at(moment) >= self.limits.per_address)
+        count.is_some_and(|count| count.at(moment) >= per_address)
     }
 
     /// Counts a guess of this client, `None` where only a front is known, for an account or what was named
     /// instead of one. Returns how long its answer is to be delayed.
     pub fn note(&self, client: Option<IpAddr>, account: &[u8], now: Instant) -> Duration {
         let (moment, account) = (self.moment(now), self.account(account));
-        let max = self.max_entries;
+        let (limits, max) = (**self.limits.load(), self.max_entries);
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         let counters = &mut *counters;
         let for_account = count_in(&mut counters.accounts, account, max, moment);
@@ -117,14 +129,14 @@ impl Guesses {
             if counters.proven.get(&pair).is_some_and(lately) {
                 doublings = 0;
             }
-            if self.limits.per_address > 0 {
+            if limits.per_address > 0 {
                 let from_address = count_in(&mut counters.addresses, client, max, moment);
-                let part = (self.limits.per_address / PARTS).max(1);
+                let part = (limits.per_address / PARTS).max(1);
                 doublings = doublings.max(from_address.saturating_sub(1) / part);
             }
         }
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        self.limits.delay.saturating_mul(factor).min(MAX_DELAY.max(self.limits.delay))
+        limits.delay.saturating_mul(factor).min(MAX_DELAY.max(limits.delay))
     }
 
     /// The account has logged in from there: what was guessed for it from there was its owner's.
@@ -145,7 +157,7 @@ impl Guesses {
 
     fn moment(&self, now: Instant) -> Moment {
         let since = now.saturating_duration_since(self.began).as_millis();
-        let window = self.limits.window.as_millis().max(1);
+        let window = self.limits.load().window.as_millis().max(1);
         let over = (since % window).saturating_mul(1000) / window;
         Moment {
             now,
@@ -260,6 +272,21 @@ mod tests {
         // A part of what was long ago is forgotten with each moment.
         assert!(!guesses.refuses(Some(ip("192.0.2.1")), began + WINDOW + WINDOW / 10));
         assert!(!guesses.refuses(Some(ip("192.0.2.1")), began + 20 * WINDOW));
+    }
+
+    #[test]
+    fn other_limits_count_at_once() {
+        let (guesses, began) = guesses(2);
+        for name in 0..2_u32 {
+            guesses.note(Some(client(1)), &name.to_be_bytes(), began);
+        }
+        let limits = Limits { per_address: 3, window: WINDOW, delay: USUAL };
+        guesses.limit(limits);
+        assert!(!guesses.refuses(Some(client(1)), began));
+        guesses.note(Some(client(1)), b"ann", began);
+        assert!(guesses.refuses(Some(client(1)), began), "what was counted counts");
+        guesses.limit(Limits { window: WINDOW / 2, ..limits });
+        assert!(!guesses.refuses(Some(client(1)), began), "not in other windows");
     }
 
     #[test]

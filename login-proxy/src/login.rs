@@ -85,15 +85,24 @@ pub struct Context {
 impl Shared {
     /// Nothing is taken or counted yet.
     pub fn new(rules: &LoginConfig) -> Self {
-        let limits = guesses::Limits {
-            per_address: rules.guesses_per_address,
-            window: rules.guess_window,
-            delay: rules.failure_delay,
-        };
         Self {
             held: Seats::new(rules.max_held, rules.max_held_per_account),
-            guesses: Arc::new(Guesses::new(limits, Instant::now().into_std())),
+            guesses: Arc::new(Guesses::new(limits(rules), Instant::now().into_std())),
         }
+    }
+
+    /// The same under other rules.
+    pub fn limit(&self, rules: &LoginConfig) {
+        self.held.limit(rules.max_held, rules.max_held_per_account);
+        self.guesses.limit(limits(rules));
+    }
+}
+
+fn limits(rules: &LoginConfig) -> guesses::Limits {
+    guesses::Limits {
+        per_address: rules.guesses_per_address,
+        window: rules.guess_window,
+        delay: rules.failure_delay,
     }
 }
 

@@ -13,11 +13,5 @@ static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    cli::main(
-        "login-proxy",
-        env!("CARGO_PKG_VERSION"),
-        login_proxy::app::idle,
-        login_proxy::app::run,
-    )
-    .await
+    cli::main::<login_proxy::app::Proxy>(std::env::args_os(), env!("CARGO_PKG_VERSION")).await
 }

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use shared::config::{Config, ListenerConfig, ListenerTls};
+use shared::lifecycle::Lifecycle;
 use shared::listener::{Listener, Refused};
-use shared::service::{self, Service, ServiceError};
+use shared::service::{Program, Service, ServiceError};
 use tokio::time::sleep;
 
 use crate::body::Memory;
@@ -21,70 +23,116 @@ const LONGEST_ASK: Duration = Duration::from_mins(2);
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Runs the gateway until it is told to stop.
-///
-/// # Errors
-///
-/// A [`ServiceError`] when it cannot start.
-pub async fn run(config: Config) -> Result<(), ServiceError> {
-    service::run("mx-gateway", config, |service| {
-        if let Some(missing) = idle(&service.config) {
+/// The gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    lifecycle: Lifecycle,
+    memory: Arc<Memory>,
+    temporary: PathBuf,
+    bound: Vec<Bound>,
+}
+
+/// A listener, and what its sessions from now on work with.
+#[derive(Debug)]
+struct Bound {
+    /// As it was bound.
+    configured: ListenerConfig,
+    listener: Listener,
+    context: Arc<ArcSwap<Context>>,
+}
+
+impl Program for Gateway {
+    const NAME: &'static str = "mx-gateway";
+
+    fn idle(config: &Config) -> Option<&'static str> {
+        config.mx.listeners.is_empty().then_some("set mx.smtp.listen")
+    }
+
+    fn bind(service: &Service) -> Result<Self, ServiceError> {
+        let config = service.config();
+        if let Some(missing) = Self::idle(&config) {
             return Err(ServiceError::Idle(missing));
         }
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
-        let (pool, memory) = (Arc::new(Pool::default()), Memory::new(MEMORY));
-        let mut bound = Vec::new();
-        for listener in &service.config.mx.listeners {
-            let storage = (Arc::clone(&memory), temporary.clone());
-            let cx = context(service, listener, Arc::clone(&pool), storage);
-            bound.push((cx, Listener::bind(listener)?));
-        }
-        let lifecycle = service.lifecycle.clone();
-        Ok(move || {
-            for (cx, listener) in bound {
-                let addresses = listener.addresses();
-                tracing::info!(protocol = "smtp", ?addresses, "listening");
-                listener.serve(&lifecycle, full, move |accepted| serve(Arc::clone(&cx), accepted));
-            }
-            let stop = lifecycle.stop().clone();
-            lifecycle.spawn("pool", async move {
-                while stop.run_until_cancelled(sleep(SWEEP_EVERY)).await.is_some() {
-                    for connection in pool.expired() {
-                        connection.quit().await;
-                    }
-                }
+        let mut gateway = Self {
+            lifecycle: service.lifecycle.clone(),
+            memory: Memory::new(MEMORY),
+            temporary,
+            bound: Vec::new(),
+        };
+        let pool = gateway.pool();
+        for configured in &config.mx.listeners {
+            let context = gateway.context(service, &config, configured, &pool);
+            gateway.bound.push(Bound {
+                configured: configured.clone(),
+                listener: Listener::bind_among(configured, &service.sockets)?,
+                context: Arc::new(ArcSwap::new(context)),
             });
+        }
+        Ok(gateway)
+    }
+
+    async fn prepare(&self) {}
+
+    fn serve(&self) {
+        for Bound { listener, context, .. } in &self.bound {
+            let (addresses, context) = (listener.addresses(), Arc::clone(context));
+            tracing::info!(protocol = "smtp", ?addresses, "listening");
+            listener
+                .serve(&self.lifecycle, full, move |accepted| serve(context.load_full(), accepted));
+        }
+    }
+
+    async fn reload(&self, service: &Service, config: &Arc<Config>) {
+        // Connections that are kept lead where owners were before.
+        let pool = self.pool();
+        for Bound { configured, listener, context } in &self.bound {
+            context.store(self.context(service, config, configured, &pool));
+            if let Some(changed) = config.mx.listeners.first() {
+                listener.reload(changed);
+            }
+        }
+    }
+}
+
+impl Gateway {
+    /// Kept connections, which are swept as long as there are sessions to use them.
+    fn pool(&self) -> Arc<Pool> {
+        let pool = Arc::new(Pool::default());
+        let (kept, stop) = (Arc::downgrade(&pool), self.lifecycle.stop().clone());
+        self.lifecycle.spawn_chore("pool", async move {
+            while stop.run_until_cancelled(sleep(SWEEP_EVERY)).await.is_some() {
+                let Some(pool) = kept.upgrade() else { return };
+                for connection in pool.expired() {
+                    connection.quit().await;
+                }
+            }
+        });
+        pool
+    }
+
+    /// What the sessions of one listener work with.
+    fn context(
+        &self,
+        service: &Service,
+        config: &Config,
+        listener: &ListenerConfig,
+        pool: &Arc<Pool>,
+    ) -> Arc<Context> {
+        let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
+        Arc::new(Context {
+            ownership: Arc::clone(&service.ownership),
+            lifecycle: service.lifecycle.clone(),
+            rules: config.mx.clone(),
+            tls: tls.map(|certificates| certificates.server_config()),
+            implicit_tls: listener.tls == ListenerTls::Implicit,
+            ask_timeout: LONGEST_ASK,
+            pool: Arc::clone(pool),
+            memory: Arc::clone(&self.memory),
+            temporary: self.temporary.clone(),
         })
-    })
-    .await
-}
-
-/// What is to be configured where there would be nothing to do.
-pub fn idle(config: &Config) -> Option<&'static str> {
-    config.mx.listeners.is_empty().then_some("set mx.smtp.listen")
-}
-
-/// What the sessions of one listener work with. `storage` is where messages are kept while they are
-/// received: memory, and a directory.
-pub fn context(
-    service: &Service,
-    listener: &ListenerConfig,
-    pool: Arc<Pool>,
-    (memory, temporary): (Arc<Memory>, PathBuf),
-) -> Arc<Context> {
-    let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
-    Arc::new(Context {
-        ownership: Arc::clone(&service.ownership),
-        lifecycle: service.lifecycle.clone(),
-        rules: service.config.mx.clone(),
-        tls: tls.map(|certificates| certificates.server_config()),
-        implicit_tls: listener.tls == ListenerTls::Implicit,
-        ask_timeout: LONGEST_ASK,
-        pool,
-        memory,
-        temporary,
-    })
+    }
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

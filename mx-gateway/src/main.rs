@@ -6,6 +6,5 @@ use shared::service::cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    cli::main("mx-gateway", env!("CARGO_PKG_VERSION"), mx_gateway::app::idle, mx_gateway::app::run)
-        .await
+    cli::main::<mx_gateway::app::Gateway>(std::env::args_os(), env!("CARGO_PKG_VERSION")).await
 }

@@ -7,6 +7,7 @@
 mod parse;
 mod problem;
 mod raw;
+mod restart;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// How long work in hand may take at shutdown.
     pub shutdown_grace: Duration,
+    /// How long it may take after another process has taken over.
+    pub handover_grace: Duration,
 }
 
 /// The ownership table.
@@ -165,6 +168,8 @@ pub struct LoginConfig {
 /// A listener of the login proxy.
 #[derive(Debug, Clone)]
 pub struct LoginListener {
+    /// Its key, such as `login.imaps`.
+    pub key: Box<str>,
     /// What is spoken on it.
     pub protocol: LoginProtocol,
     /// Where and how.

@@ -5,18 +5,21 @@
 //! it waits a little, and says so now and then.
 
 mod bind;
+mod sockets;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use bind::BindError;
+pub use sockets::Sockets;
 
 use crate::config::{ListenerConfig, ProxyMode};
 use crate::lifecycle::Lifecycle;
@@ -38,16 +41,22 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Bound sockets with one set of rules.
 #[derive(Debug)]
 pub struct Listener {
-    sockets: Vec<TcpListener>,
+    /// Until they are served.
+    sockets: Mutex<Vec<Arc<TcpListener>>>,
     rules: Arc<Rules>,
 }
 
 #[derive(Debug)]
 struct Rules {
-    proxy: ProxyMode,
-    trusted: Vec<IpNet>,
+    proxy: ArcSwap<Proxy>,
     seats: Arc<Seats<IpAddr>>,
     complaints: Complaints,
+}
+
+#[derive(Debug)]
+struct Proxy {
+    mode: ProxyMode,
+    trusted: Vec<IpNet>,
 }
 
 /// A connection's place, given back when dropped.
@@ -115,36 +124,59 @@ impl Listener {
     ///
     /// A [`BindError`] that names the address.
     pub fn bind(config: &ListenerConfig) -> Result<Self, BindError> {
+        Self::bind_among(config, &Sockets::default())
+    }
+
+    /// [`Self::bind`], where sockets may have been given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::bind`].
+    pub fn bind_among(config: &ListenerConfig, among: &Sockets) -> Result<Self, BindError> {
         let mut sockets = Vec::new();
         for bind in &config.binds {
-            sockets.extend(bind::open(*bind)?);
+            sockets.extend(among.open(*bind)?);
         }
         let rules = Rules {
-            proxy: config.proxy,
-            trusted: config.proxy_trusted.clone(),
+            proxy: ArcSwap::from_pointee(Proxy::of(config)),
             seats: Seats::new(config.max_connections, config.max_per_address),
             complaints: Complaints::default(),
         };
-        Ok(Self { sockets, rules: Arc::new(rules) })
+        Ok(Self { sockets: Mutex::new(sockets), rules: Arc::new(rules) })
     }
 
-    /// The addresses that are bound.
+    /// Takes the limits and the PROXY protocol of `config` for connections from now on.
+    pub fn reload(&self, config: &ListenerConfig) {
+        self.rules.proxy.store(Arc::new(Proxy::of(config)));
+        self.rules.seats.limit(config.max_connections, config.max_per_address);
+    }
+
+    /// The addresses that are bound, until they are served.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
     }
 
-    /// Accepts until `lifecycle` stops, with a task for each connection. `refusal` is what a connection
+    /// Accepts until `lifecycle` drains, with a task for each connection. `refusal` is what a connection
     /// over the limits is told, in the protocol's words. A panic in a session ends that session only.
-    pub fn serve<S, F>(self, lifecycle: &Lifecycle, refusal: fn(Refused) -> Vec<u8>, session: S)
+    pub fn serve<S, F>(&self, lifecycle: &Lifecycle, refusal: fn(Refused) -> Vec<u8>, session: S)
     where
         S: Fn(Accepted) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        for socket in self.sockets {
+        let sockets =
+            std::mem::take(&mut *self.sockets.lock().unwrap_or_else(PoisonError::into_inner));
+        for socket in sockets {
             let (rules, session) = (Arc::clone(&self.rules), session.clone());
             let tasks = lifecycle.clone();
-            lifecycle.spawn("listener", accept(socket, rules, tasks, refusal, session));
+            lifecycle.spawn_listener("listener", accept(socket, rules, tasks, refusal, session));
         }
+    }
+}
+
+impl Proxy {
+    fn of(config: &ListenerConfig) -> Self {
+        Self { mode: config.proxy, trusted: config.proxy_trusted.clone() }
     }
 }
 
@@ -163,7 +195,7 @@ impl Complaints {
 }
 
 async fn accept<S, F>(
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     rules: Arc<Rules>,
     lifecycle: Lifecycle,
     refusal: fn(Refused) -> Vec<u8>,
@@ -176,7 +208,7 @@ async fn accept<S, F>(
     let complaints = Complaints::default();
     loop {
         let accepted = tokio::select! {
-            () = lifecycle.stop().cancelled() => return,
+            () = lifecycle.draining().cancelled() => return,
             accepted = socket.accept() => accepted,
         };
         match accepted {
@@ -193,7 +225,7 @@ async fn accept<S, F>(
                 if let Some(unsaid) = complaints.due() {
                     tracing::error!(%error, unsaid, "cannot accept connections; trying again");
                 }
-                if lifecycle.stop().run_until_cancelled(sleep(back_off)).await.is_none() {
+                if lifecycle.draining().run_until_cancelled(sleep(back_off)).await.is_none() {
                     return;
                 }
                 back_off = back_off.saturating_mul(2).min(BACK_OFF.1);
@@ -234,8 +266,8 @@ async fn admit(
 
 /// Whether a peer's PROXY header is believed.
 fn is_proxy(peer: SocketAddr, rules: &Rules) -> bool {
-    rules.proxy != ProxyMode::Off
-        && rules.trusted.iter().any(|network| network.contains(&peer.ip()))
+    let proxy = rules.proxy.load();
+    proxy.mode != ProxyMode::Off && proxy.trusted.iter().any(|network| network.contains(&peer.ip()))
 }
 
 /// The client's address and ours as it sees it; `None` where the peer itself is the client.
@@ -244,7 +276,8 @@ async fn client_of(
     peer: SocketAddr,
     rules: &Rules,
 ) -> Result<Addresses, HeaderFault> {
-    let wait = match (rules.proxy, is_proxy(peer, rules)) {
+    let mode = rules.proxy.load().mode;
+    let wait = match (mode, is_proxy(peer, rules)) {
         (ProxyMode::Off, _) | (ProxyMode::Optional, false) => return Ok(None),
         (ProxyMode::Required, false) => return Err(HeaderFault::Untrusted),
         (ProxyMode::Optional, true) => OPTIONAL_HEADER_WAIT,
@@ -252,13 +285,13 @@ async fn client_of(
     };
     match timeout(wait, first_octet(socket)).await {
         Ok(first) => first?,
-        Err(_) if rules.proxy == ProxyMode::Optional => return Ok(None),
+        Err(_) if mode == ProxyMode::Optional => return Ok(None),
         Err(_) => return Err(HeaderFault::Missing),
     }
     let header = timeout(HEADER_TIMEOUT, read_header(socket)).await;
     match header.map_err(|_| HeaderFault::Missing)?? {
         Some(addresses) => Ok(addresses),
-        None if rules.proxy == ProxyMode::Optional => Ok(None),
+        None if mode == ProxyMode::Optional => Ok(None),
         None => Err(HeaderFault::Missing),
     }
 }

@@ -21,6 +21,8 @@ pub mod table;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 pub use lease::Lease;
 pub use map::{Change, DomainRow, OwnerMap, Version};
 pub use name::{Name, NameError};
@@ -42,7 +44,7 @@ pub struct Ownership {
     map: OwnerMap,
     lease: Lease,
     registry: Arc<Registry>,
-    backends: Backends,
+    backends: ArcSwap<Backends>,
 }
 
 /// Where an account is served, as one look-up found it.
@@ -118,7 +120,7 @@ impl Ownership {
             map: OwnerMap::default(),
             lease: Lease::default(),
             registry: Arc::new(Registry::default()),
-            backends,
+            backends: ArcSwap::from_pointee(backends),
         })
     }
 
@@ -253,9 +255,14 @@ impl Ownership {
         &self.registry
     }
 
-    /// The configured backends.
-    pub fn backends(&self) -> &Backends {
-        &self.backends
+    /// The backends that look-ups find now.
+    pub fn backends(&self) -> Arc<Backends> {
+        self.backends.load_full()
+    }
+
+    /// Takes other backends for look-ups from now on. What has looked up goes on with those it found.
+    pub fn set_backends(&self, backends: Backends) {
+        self.backends.store(Arc::new(backends));
     }
 
     fn owner(&self, answer: Answer) -> Result<Owner, Refusal> {
@@ -267,7 +274,8 @@ impl Ownership {
             map::Verdict::NoSuchAccount => Err(Refusal::NoSuchAccount),
             map::Verdict::ForeignDomain => Err(Refusal::ForeignDomain),
             map::Verdict::Owned { owner, epoch, known, .. } => {
-                let backend = BackendName::parse(&owner).ok().and_then(|n| self.backends.get(&n));
+                let backends = self.backends.load();
+                let backend = BackendName::parse(&owner).ok().and_then(|n| backends.get(&n));
                 match backend {
                     Some(backend) => {
                         Ok(Owner { account, backend: Arc::clone(backend), epoch, known })

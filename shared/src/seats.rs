@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Places that are given out.
 #[derive(Debug)]
 pub struct Seats<K> {
-    max: usize,
-    max_per_key: usize,
     taken: Mutex<Taken<K>>,
 }
 
 #[derive(Debug)]
 struct Taken<K> {
+    max: usize,
+    max_per_key: usize,
     all: usize,
     by_key: HashMap<K, usize>,
 }
@@ -39,8 +39,14 @@ pub enum Full {
 impl<K: Eq + Hash + Clone> Seats<K> {
     /// That many places, none of them taken.
     pub fn new(max: usize, max_per_key: usize) -> Arc<Self> {
-        let taken = Mutex::new(Taken { all: 0, by_key: HashMap::new() });
-        Arc::new(Self { max, max_per_key, taken })
+        let taken = Taken { max, max_per_key, all: 0, by_key: HashMap::new() };
+        Arc::new(Self { taken: Mutex::new(taken) })
+    }
+
+    /// So many from now on. Nobody loses a place by it.
+    pub fn limit(&self, max: usize, max_per_key: usize) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        (taken.max, taken.max_per_key) = (max, max_per_key);
     }
 
     /// Takes a place for `key`.
@@ -50,11 +56,11 @@ impl<K: Eq + Hash + Clone> Seats<K> {
     /// [`Full`].
     pub fn take(self: &Arc<Self>, key: K) -> Result<Seat<K>, Full> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.all >= self.max {
+        if taken.all >= taken.max {
             return Err(Full::InAll);
         }
         let here = taken.by_key.get(&key).copied().unwrap_or_default();
-        if here >= self.max_per_key {
+        if here >= taken.max_per_key {
             return Err(Full::ForKey);
         }
         taken.by_key.insert(key.clone(), here.saturating_add(1));
@@ -103,6 +109,18 @@ mod tests {
         drop(first);
         assert_eq!(seats.taken(), 2);
         seats.take("ann").unwrap();
+    }
+
+    #[test]
+    fn a_lower_limit_takes_no_place_away() {
+        let seats = Seats::new(2, 2);
+        let taken = [seats.take("ann").unwrap(), seats.take("ann").unwrap()];
+        seats.limit(1, 1);
+        assert_eq!((seats.taken(), seats.take("bob").unwrap_err()), (2, Full::InAll));
+        drop(taken);
+        let _one = seats.take("ann").unwrap();
+        seats.limit(2, 1);
+        assert_eq!(seats.take("ann").unwrap_err(), Full::ForKey);
     }
 
     #[test]

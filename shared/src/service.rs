@@ -1,44 +1,51 @@
 //! The life of either service, from its configuration to its last session.
 //!
-//! Lock the state directory, read certificates, bind every listener, open the ownership table, load it,
-//! serve, wait for a signal, finish what is in hand, take the node out of the table. What a service does
-//! with its connections is its own business.
+//! Lock a state directory, read certificates, bind every listener, open the ownership table, load it,
+//! serve, wait for a signal or for a process that takes over, finish what is in hand, take the node out of
+//! the table. A process that takes over does the same, but serves only when it has loaded the table. What a
+//! service does with its connections is its own business: [`Program`].
 
 pub mod cli;
+mod hand_over;
+mod passing;
+mod reload;
+mod systemd;
+mod table;
+mod take_over;
 
-use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sha2::{Digest, Sha256};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::Backends;
-use crate::config::Config;
+use self::hand_over::{HandOver, Successor};
+pub use self::passing::HandOverError;
+use self::reload::Reload;
+use self::table::{digests, start_feed};
+use self::take_over::Predecessor;
+use crate::config::{Config, LoadError};
 use crate::lifecycle::Lifecycle;
-use crate::listener::BindError;
+use crate::listener::{BindError, Sockets};
 use crate::ownership::Ownership;
 use crate::ownership::feed::Feed;
-use crate::ownership::schema::SchemaError;
-use crate::ownership::store::{Node, Store, StoreError};
+use crate::ownership::store::{Known, StoreError};
 use crate::state_dir::{StateDir, StateDirError};
+use crate::telemetry::Log;
 use crate::tls::{Certificates, TlsError};
-
-/// Waits between attempts to open a database that is away.
-const REOPEN: Duration = Duration::from_secs(1);
-/// That it is away is said this often.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
-/// How often certificate files are looked at.
-const CERTIFICATES_EVERY: Duration = Duration::from_mins(1);
 
 /// What a service works with.
 #[derive(Debug, Clone)]
 pub struct Service {
-    /// The configuration.
-    pub config: Arc<Config>,
+    /// The configuration of now.
+    pub config: Arc<ArcSwap<Config>>,
     /// Its tasks.
     pub lifecycle: Lifecycle,
     /// Who owns each account.
@@ -47,6 +54,48 @@ pub struct Service {
     pub certificates: Option<Arc<Certificates>>,
     /// Its own directory.
     pub state: Arc<StateDir>,
+    /// Its listening sockets.
+    pub sockets: Arc<Sockets>,
+}
+
+/// What a service does with its connections.
+pub trait Program: Debug + Send + Sync + Sized + 'static {
+    /// `mx-gateway` or `login-proxy`.
+    const NAME: &'static str;
+
+    /// What is to be configured where there would be nothing to do.
+    fn idle(config: &Config) -> Option<&'static str>;
+
+    /// Binds every listener.
+    ///
+    /// # Errors
+    ///
+    /// A [`ServiceError`] that names the listener.
+    fn bind(service: &Service) -> Result<Self, ServiceError>;
+
+    /// Returns when clients can be told all there is, or have waited for it long enough.
+    fn prepare(&self) -> impl Future<Output = ()> + Send;
+
+    /// Begins to accept connections.
+    fn serve(&self);
+
+    /// Takes a changed configuration for connections from now on.
+    fn reload(&self, service: &Service, config: &Arc<Config>) -> impl Future<Output = ()> + Send;
+}
+
+/// How a service is to be started.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration.
+    pub config: Config,
+    /// The file that it was read from.
+    pub file: PathBuf,
+    /// The program's path.
+    pub program: PathBuf,
+    /// Take the place of the process that serves now.
+    pub take_over: bool,
+    /// The log.
+    pub log: Arc<Log>,
 }
 
 /// Why a service cannot start or ended.
@@ -61,6 +110,9 @@ pub enum ServiceError {
     /// A listener.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The process that serves does not hand over.
+    #[error("cannot take over: {0}")]
+    TakeOver(#[from] HandOverError),
     /// The ownership table is there, but cannot be used.
     #[error("the ownership table cannot be used: {0}")]
     Ownership(#[from] StoreError),
@@ -75,77 +127,247 @@ pub enum ServiceError {
     Io(#[from] std::io::Error),
 }
 
-/// Runs a service until it is told to stop. `bind` binds its listeners and returns what serves them.
+/// The signals that end a service.
+#[derive(Debug)]
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn listen() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+impl Service {
+    /// The configuration of now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+}
+
+/// Runs a service until it is told to stop, or another process has taken its place and all is finished.
 ///
 /// # Errors
 ///
 /// A [`ServiceError`] when it cannot start. A database that is away is waited for.
-pub async fn run<B, S>(name: &'static str, config: Config, bind: B) -> Result<(), ServiceError>
-where
-    B: FnOnce(&Service) -> Result<S, ServiceError>,
-    S: FnOnce(),
-{
-    let config = Arc::new(config);
+pub async fn run<P: Program>(start: Start) -> Result<(), ServiceError> {
+    // From here on none of them ends this process by itself.
+    let ends = Ends::listen()?;
+    let (hangup, asked) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined2())?);
+    let Start { config, file, program: path, take_over, log } = start;
+    let (base, config) = (config.node.state_dir.clone(), Arc::new(config));
+    let (predecessor, sockets, state) = if take_over {
+        let (predecessor, sockets) = Predecessor::find(&base, P::NAME).await?;
+        (Some(predecessor), sockets, StateDir::lock_beside(&base, P::NAME)?)
+    } else {
+        (None, Sockets::from_environment()?, StateDir::lock(&base, P::NAME)?)
+    };
     let service = Service {
-        state: Arc::new(StateDir::lock(&config.node.state_dir, name)?),
+        state: Arc::new(state),
+        sockets: Arc::new(sockets),
         lifecycle: Lifecycle::default(),
         ownership: Ownership::new(config.backends.clone()),
         certificates: Certificates::load(&config.tls)?,
-        config,
+        config: Arc::new(ArcSwap::new(Arc::clone(&config))),
     };
-    service.ownership.map().set_default_domain(service.config.names.default_domain.clone());
+    service.ownership.map().set_default_domain(config.names.default_domain.clone());
     raise_descriptor_limit();
-    for warning in service.config.loops() {
+    for warning in config.loops() {
         tracing::error!("{warning}");
     }
-    let serve = bind(&service)?;
-    let signal = Lifecycle::until_signal();
-    tokio::pin!(signal);
-    watch_certificates(&service)?;
-    // From here on clients get an answer: until the table is loaded, that it is not for now.
-    serve();
-    let end_of_feed = CancellationToken::new();
-    let mut starting = Box::pin(start_feed(name, &service, &end_of_feed));
-    let started = tokio::select! {
-        feed = &mut starting => feed?,
-        signal = &mut signal => {
-            tracing::info!(signal = signal?, "stopped before the table was loaded");
-            service.ownership.stop_serving();
-            if may_leave(service.lifecycle.shut_down(Duration::ZERO).await) {
-                end_of_feed.cancel();
-                if let Some(feed) = starting.await? {
-                    feed.leave().await;
-                }
-            }
-            return Ok(());
+    let program = Arc::new(P::bind(&service)?);
+    let unused = service.sockets.close_unused();
+    match &predecessor {
+        Some(_) if !unused.is_empty() => tracing::info!(?unused, "not listened on any more"),
+        None if !unused.is_empty() => {
+            return Err(BindError::NotConfigured { addresses: unused }.into());
         }
-    };
-    let Some(mut feed) = started else { return Ok(()) };
-    // The feed goes on while sessions finish: they may be told of a flip until the last one has ended.
-    let end = end_of_feed.clone();
-    let mut feed = tokio::spawn(async move {
-        Box::pin(feed.run(end)).await;
-        feed
-    });
-    tracing::info!(service = name, version = env!("CARGO_PKG_VERSION"), "ready");
-    let signal = tokio::select! {
-        signal = signal => signal?,
-        _ = &mut feed => {
-            service.ownership.stop_serving();
-            service.lifecycle.shut_down(Duration::ZERO).await;
-            return Err(ServiceError::FeedEnded);
-        }
-    };
-    tracing::info!(signal, "stopping");
-    let left = service.lifecycle.shut_down(service.config.node.shutdown_grace).await;
-    end_of_feed.cancel();
-    if let Ok(feed) = feed.await
-        && may_leave(left)
-    {
-        feed.leave().await;
+        Some(_) | None => {}
     }
-    tracing::info!("stopped");
-    Ok(())
+    let command = Successor { program: path, file: file.clone() };
+    let hand_over = HandOver::new(&service.state, Arc::clone(&service.sockets), asked, command);
+    let known = Known::from(digests(&config.backends));
+    let reload = Arc::new(Reload {
+        service: service.clone(),
+        program: Arc::clone(&program),
+        file,
+        at_start: config,
+        log,
+        known: known.clone(),
+    });
+    service.lifecycle.spawn_chore("reload", Arc::clone(&reload).watch(hangup));
+    systemd::feed_watchdog(&service.lifecycle);
+    let life = Life { service, program, reload, ends };
+    life.live(predecessor, hand_over, known).await
+}
+
+/// A service that has its listeners.
+struct Life<P> {
+    service: Service,
+    program: Arc<P>,
+    reload: Arc<Reload<P>>,
+    ends: Ends,
+}
+
+/// What keeps the copy of the table current, in a task of its own.
+struct Following {
+    feed: JoinHandle<Feed>,
+    end: CancellationToken,
+}
+
+impl<P: Program> Life<P> {
+    async fn live(
+        mut self,
+        predecessor: Option<Predecessor>,
+        hand_over: HandOver,
+        known: Known,
+    ) -> Result<(), ServiceError> {
+        if predecessor.is_none() {
+            // Clients get an answer from here on: until the table is loaded, that it is not for now.
+            let program = Arc::clone(&self.program);
+            self.service.lifecycle.spawn_chore("start", async move {
+                program.prepare().await;
+                program.serve();
+            });
+        }
+        let Some(mut following) = self.load(known).await? else { return Ok(()) };
+        if let Some(predecessor) = predecessor {
+            let program = &self.program;
+            let relieved = async {
+                program.prepare().await;
+                predecessor.relieve(|| program.serve()).await
+            };
+            let relieved = tokio::select! {
+                relieved = relieved => relieved.map(|()| None),
+                signal = self.ends.next() => Ok(Some(signal)),
+            };
+            if !matches!(relieved, Ok(None)) {
+                self.end(following, Duration::ZERO).await;
+                return relieved.map(drop).map_err(ServiceError::from);
+            }
+        }
+        systemd::notify("READY=1");
+        tracing::info!(service = P::NAME, version = env!("CARGO_PKG_VERSION"), "ready");
+        tokio::select! {
+            signal = self.ends.next() => tracing::info!(signal, "stopping"),
+            successor = hand_over.done() => self.drain(successor).await,
+            _ = &mut following.feed => {
+                self.service.ownership.stop_serving();
+                self.service.lifecycle.shut_down(Duration::ZERO).await;
+                return Err(ServiceError::FeedEnded);
+            }
+        }
+        systemd::notify("STOPPING=1");
+        let grace = self.service.config().node.shutdown_grace;
+        self.end(following, grace).await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Loads the table. Nothing when the service was stopped before that was done.
+    async fn load(&mut self, known: Known) -> Result<Option<Following>, ServiceError> {
+        let service = &self.service;
+        let end = CancellationToken::new();
+        let mut starting = Box::pin(start_feed(P::NAME, service, known, &end));
+        let started = tokio::select! {
+            feed = &mut starting => feed?,
+            signal = self.ends.next() => {
+                tracing::info!(signal, "stopped before the table was loaded");
+                service.ownership.stop_serving();
+                if may_leave(service.lifecycle.shut_down(Duration::ZERO).await) {
+                    end.cancel();
+                    if let Some(feed) = starting.await? {
+                        feed.leave().await;
+                    }
+                }
+                return Ok(None);
+            }
+        };
+        drop(starting);
+        // It goes on while sessions finish: they may be told of a flip until the last one has ended.
+        Ok(started.map(|mut feed| {
+            let until = end.clone();
+            let feed = tokio::spawn(async move {
+                Box::pin(feed.run(until)).await;
+                feed
+            });
+            Following { feed, end }
+        }))
+    }
+
+    /// Another process serves: finishes what is in hand here, as if nothing had happened.
+    async fn drain(&mut self, successor: Option<i32>) {
+        if let Some(pid) = successor {
+            systemd::notify(&format!("MAINPID={pid}"));
+        }
+        self.service.sockets.close();
+        let sessions = self.service.lifecycle.drain().await;
+        // What the new one knows of the backends this one is to know as well, or no flip would be allowed.
+        self.reload.reload().await;
+        let grace = self.service.config().node.handover_grace;
+        tracing::info!(
+            pid = successor,
+            sessions,
+            ?grace,
+            "handed over to a new process; what is in hand goes on here, up to node.handover_grace"
+        );
+        tokio::select! {
+            () = self.service.lifecycle.drained() => tracing::info!("nothing is in hand any more"),
+            () = sleep(grace) => tracing::warn!("node.handover_grace is over"),
+            signal = self.ends.next() => tracing::info!(signal, "stopping"),
+        }
+    }
+
+    /// Ends what is in hand and leaves the table.
+    async fn end(&self, following: Following, grace: Duration) {
+        let left = self.service.lifecycle.shut_down(grace).await;
+        following.end.cancel();
+        if let Ok(feed) = following.feed.await
+            && may_leave(left)
+        {
+            feed.leave().await;
+        }
+    }
+}
+
+/// Reads and checks a configuration file, with everything that it needs of others.
+///
+/// # Errors
+///
+/// All problems, a line each.
+fn read(file: &Path, idle: fn(&Config) -> Option<&'static str>) -> Result<Config, Vec<String>> {
+    let (config, mut problems, certificates) = match Config::load(file) {
+        Ok(config) => {
+            let certificates = config.tls.certificates.clone();
+            (Some(config), Vec::new(), certificates)
+        }
+        Err(LoadError::Wrong(error)) => {
+            let problems = error.to_string().lines().map(str::to_owned).collect();
+            (None, problems, error.certificates().to_vec())
+        }
+        Err(error @ LoadError::Unreadable { .. }) => (None, vec![error.to_string()], Vec::new()),
+    };
+    let shown = file.display();
+    let missing = config.as_ref().and_then(idle);
+    problems.extend(missing.map(|missing| format!("{shown}: nothing to do: {missing}")));
+    let unusable = Certificates::problems(&certificates);
+    problems.extend(unusable.iter().map(|error| format!("{shown}: tls.certificates: {error}")));
+    let tickets = config.as_ref().and_then(|config| Certificates::ticket_problem(&config.tls));
+    problems.extend(tickets.map(|error| format!("{shown}: tls.ticket_key_file: {error}")));
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        Some(_) | None => Err(problems),
+    }
 }
 
 /// Whether the node's row may be taken out of the table while so many tasks are left. They may still send
@@ -162,83 +384,6 @@ fn may_leave(left: usize) -> bool {
     left == 0
 }
 
-/// Opens and loads the table. Nothing when `stop` was cancelled before that was done; then the node's row
-/// is not in it.
-async fn start_feed(
-    name: &'static str,
-    service: &Service,
-    stop: &CancellationToken,
-) -> Result<Option<Feed>, ServiceError> {
-    let ownership = &service.config.ownership;
-    let node = Node {
-        name: service.config.node.name.clone(),
-        service: name,
-        incarnation: format!("{}/{}", service.state.id(), uuid::Uuid::new_v4()).into(),
-        backends: digests(&service.config.backends),
-    };
-    let mut complained = None;
-    let store = loop {
-        let Some(opened) = stop.run_until_cancelled(Store::open(ownership, node.clone())).await
-        else {
-            return Ok(None);
-        };
-        match opened {
-            Ok(store) => break store,
-            // Not there yet, or not mounted yet: that may change.
-            Err(
-                error @ StoreError::Schema(
-                    SchemaError::Newer { .. }
-                    | SchemaError::Older { .. }
-                    | SchemaError::Migration(_),
-                ),
-            ) => return Err(error.into()),
-            Err(error) => {
-                if complained.is_none_or(|at: Instant| at.elapsed() >= COMPLAIN_EVERY) {
-                    complained = Some(Instant::now());
-                    let table = ownership.shown();
-                    tracing::error!(%error, table, "cannot open the ownership table; trying again, and refusing everything for now");
-                }
-                stop.run_until_cancelled(sleep(REOPEN)).await;
-            }
-        }
-    };
-    Ok(Feed::start(
-        store,
-        Arc::clone(&service.ownership),
-        ownership.max_staleness,
-        ownership.poll_interval,
-        stop,
-    )
-    .await)
-}
-
-/// Reads certificates again when their files have changed: now and then, and at SIGHUP, which must not
-/// end the service in any case.
-fn watch_certificates(service: &Service) -> Result<(), ServiceError> {
-    let certificates = service.certificates.clone();
-    let mut hangup = signal(SignalKind::hangup())?;
-    let stop = service.lifecycle.stop().clone();
-    service.lifecycle.spawn("certificates", async move {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep(CERTIFICATES_EVERY) => {}
-                _ = hangup.recv() => tracing::info!(
-                    "SIGHUP: looking for changed certificates; other settings need a restart"
-                ),
-            }
-            match certificates.as_ref().map(|certificates| certificates.reload_if_changed()) {
-                Some(Ok(true)) => tracing::info!("certificates were read again"),
-                Some(Ok(false)) | None => {}
-                Some(Err(error)) => {
-                    tracing::error!(%error, "changed certificates cannot be used; the old ones stay");
-                }
-            }
-        }
-    });
-    Ok(())
-}
-
 /// A joined session needs two descriptors, and the usual soft limit is 1,024: takes what it may have.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -249,18 +394,4 @@ fn raise_descriptor_limit() {
         }
     }
     tracing::info!(limit = ?getrlimit(Resource::Nofile).current, "open files allowed");
-}
-
-/// What this node knows of each backend, so that a difference between nodes is seen: JSON, name →
-/// digest of its addresses.
-fn digests(backends: &Backends) -> String {
-    let digests: BTreeMap<&str, String> = backends
-        .iter()
-        .map(|backend| {
-            let digest = Sha256::digest(format!("{backend:?}"));
-            let first = digest.first_chunk::<8>().copied().unwrap_or_default();
-            (backend.name.as_str(), format!("{:016x}", u64::from_be_bytes(first)))
-        })
-        .collect();
-    serde_json::to_string(&digests).unwrap_or_default()
 }

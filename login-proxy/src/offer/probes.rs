@@ -72,7 +72,7 @@ pub fn watch(
             offers.expected = offers.expected.saturating_add(1);
             let (said, backend) = (Arc::clone(&said), Arc::clone(backend));
             let (answered, stop) = (answered.clone(), lifecycle.stop().clone());
-            lifecycle.spawn("probe", async move {
+            lifecycle.spawn_chore("probe", async move {
                 tokio::select! {
                     () = said.ask_on(&backend, answered) => {}
                     () = stop.cancelled() => {}

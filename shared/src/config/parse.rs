@@ -34,7 +34,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
         return Err(ConfigError::new(file, problems.found));
     };
     let config = Parser { problems: &mut problems }.config(written);
-    if problems.found.is_empty() { Ok(config) } else { Err(ConfigError::new(file, problems.found)) }
+    if problems.found.is_empty() {
+        return Ok(config);
+    }
+    Err(ConfigError::new(file, problems.found).with_certificates(config.tls.certificates))
 }
 
 /// Reads the table into the written form. After a wrong key it is taken out and the rest read again,
@@ -108,6 +111,7 @@ impl Parser<'_, '_> {
             name: name.into(),
             state_dir: node.state_dir,
             shutdown_grace: node.shutdown_grace,
+            handover_grace: node.handover_grace,
         }
     }
 
@@ -258,7 +262,7 @@ impl Parser<'_, '_> {
     /// The second would find the address in use, by ourselves.
     fn nobody_listens_twice(&mut self, login: &LoginConfig) {
         let mut seen = Vec::new();
-        for LoginListener { protocol, listener } in &login.listeners {
+        for LoginListener { protocol, listener, .. } in &login.listeners {
             for bind in &listener.binds {
                 let any_port = match bind {
                     Bind::Port(port) => *port == 0,

@@ -5,11 +5,14 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+use super::CertificateFiles;
+
 /// Everything that is wrong with a configuration file.
 #[derive(Debug)]
 pub struct ConfigError {
     file: Box<Path>,
     problems: Vec<Problem>,
+    certificates: Vec<CertificateFiles>,
 }
 
 /// One thing that is wrong.
@@ -32,7 +35,16 @@ pub(super) struct Problems<'a> {
 impl ConfigError {
     pub(super) fn new(file: &Path, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|p| p.line.unwrap_or(usize::MAX));
-        Self { file: file.into(), problems }
+        Self { file: file.into(), problems, certificates: Vec::new() }
+    }
+
+    pub(super) fn with_certificates(self, certificates: Vec<CertificateFiles>) -> Self {
+        Self { certificates, ..self }
+    }
+
+    /// The certificates that the file names, as far as it could be read: they may be wrong, too.
+    pub fn certificates(&self) -> &[CertificateFiles] {
+        &self.certificates
     }
 
     /// How many problems there are.

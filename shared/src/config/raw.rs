@@ -36,6 +36,8 @@ pub(super) struct Node {
     pub(super) state_dir: PathBuf,
     #[serde(with = "humantime_serde")]
     pub(super) shutdown_grace: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) handover_grace: Duration,
 }
 
 impl Default for Node {
@@ -44,6 +46,7 @@ impl Default for Node {
             name: String::new(),
             state_dir: "/var/lib/mailshift".into(),
             shutdown_grace: Duration::from_secs(30),
+            handover_grace: Duration::from_hours(1),
         }
     }
 }

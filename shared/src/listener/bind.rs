@@ -11,20 +11,37 @@ use crate::config::Bind;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Why a listener cannot bind.
+/// Why a listener cannot have its sockets.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}{}", hint(source))]
-pub struct BindError {
-    /// The address.
-    address: SocketAddr,
-    /// What the system said.
-    source: io::Error,
+pub enum BindError {
+    /// The system refuses.
+    #[error("cannot listen on {address}: {source}{}", hint(source))]
+    Refused {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What was passed is no listening TCP socket.
+    #[error("descriptor {position} of LISTEN_FDS cannot be used: {source}")]
+    Passed {
+        /// Which, counted from 0.
+        position: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// Sockets were passed that no listener is configured for.
+    #[error("LISTEN_FDS has sockets on which nothing is configured to listen: {}", list(addresses))]
+    NotConfigured {
+        /// Their addresses.
+        addresses: Vec<SocketAddr>,
+    },
 }
 
 /// Opens the sockets of one bind.
 pub(super) fn open(bind: Bind) -> Result<Vec<TcpListener>, BindError> {
     match bind {
-        Bind::Address(address) => Ok(vec![listen(address, true)?]),
+        Bind::Address(address) => Ok(vec![listen(address, true).map_err(refused(address))?]),
         Bind::Port(port) => {
             let (v6, v4) = (
                 SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
@@ -32,30 +49,36 @@ pub(super) fn open(bind: Bind) -> Result<Vec<TcpListener>, BindError> {
             );
             match listen(v6, false) {
                 Ok(socket) => Ok(vec![socket]),
-                Err(error) if has_no_ipv6(&error.source) => {
+                Err(source) if has_no_ipv6(&source) => {
                     tracing::info!(port, "this kernel has no IPv6; listening on IPv4 only");
-                    Ok(vec![listen(v4, false)?])
+                    Ok(vec![listen(v4, false).map_err(refused(v4))?])
                 }
-                Err(error) => Err(error),
+                Err(source) => Err(refused(v6)(source)),
             }
         }
     }
 }
 
 /// An IPv6 socket takes IPv4 connections, too, unless `v6_only`.
-fn listen(address: SocketAddr, v6_only: bool) -> Result<TcpListener, BindError> {
-    let open = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(v6_only)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    open().map_err(|source| BindError { address, source })
+fn listen(address: SocketAddr, v6_only: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(v6_only)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn refused(address: SocketAddr) -> impl Fn(io::Error) -> BindError {
+    move |source| BindError::Refused { address, source }
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    addresses.join(", ")
 }
 
 /// EAFNOSUPPORT: no IPv6 in the kernel. EADDRNOTAVAIL: switched off by sysctl.

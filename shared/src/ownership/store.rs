@@ -9,7 +9,10 @@ mod sqlite;
 
 pub(super) use sqlite::{file_of, make_file, nodes_file};
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use super::Epoch;
 use super::map::{Change, Claim, Tables};
@@ -35,8 +38,31 @@ pub struct Node {
     /// Which process: `STATE-DIRECTORY/PROCESS`, the second part made anew at each start. A row of the
     /// same state directory is taken over at once, another's only when its lease has ended.
     pub incarnation: Box<str>,
-    /// What this node knows of each backend, as JSON: name → digest of its addresses.
-    pub backends: String,
+    /// What this node knows of each backend.
+    pub backends: Known,
+}
+
+/// What a node knows of each backend, as JSON: name → digest of its addresses. It is written to the table
+/// with each lease, so that a difference between nodes is seen.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Arc<ArcSwap<String>>);
+
+impl Known {
+    /// From the next lease on.
+    pub fn set(&self, json: String) {
+        self.0.store(Arc::new(json));
+    }
+
+    /// The JSON of now.
+    pub(super) fn now(&self) -> Arc<String> {
+        self.0.load_full()
+    }
+}
+
+impl<T: Into<String>> From<T> for Known {
+    fn from(json: T) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(json.into())))
+    }
 }
 
 /// The last change that was read, and where.

@@ -1,13 +1,13 @@
 //! The command line of either service: `run`, `check`, `--version`. Operators type `mailshift` for all else.
 
-use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use clap::{Arg, Command, value_parser};
+use clap::{Arg, ArgAction, Command, value_parser};
 
-use super::ServiceError;
-use crate::config::Config;
+use super::{Program, ServiceError, Start, read, run};
 use crate::telemetry;
 
 /// Where the configuration is unless told otherwise.
@@ -15,61 +15,53 @@ pub const DEFAULT_CONFIG: &str = "/etc/mailshift/mailshift.toml";
 /// EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
 
-/// Reads the arguments and does what they say. `run` runs the service.
-///
-/// `idle` says what is to be configured where the service would have nothing to do.
-pub async fn main<F, R>(
-    name: &'static str,
+/// Reads the arguments, of which the first is the program's name, and does what they say.
+pub async fn main<P: Program>(
+    arguments: impl Iterator<Item = OsString>,
     version: &'static str,
-    idle: fn(&Config) -> Option<&'static str>,
-    run: F,
-) -> ExitCode
-where
-    F: FnOnce(Config) -> R,
-    R: Future<Output = Result<(), ServiceError>>,
-{
-    let config = Arg::new("config")
-        .long("config")
-        .short('c')
-        .env("MAILSHIFT_CONFIG")
-        .value_parser(value_parser!(PathBuf))
-        .default_value(DEFAULT_CONFIG)
-        .global(true)
-        .help("The configuration file");
-    let arguments = Command::new(name)
-        .version(version)
-        .subcommand_required(true)
-        .arg(config)
-        .subcommand(Command::new("run").about("Run the service"))
-        .subcommand(Command::new("check").about("Check the configuration file and exit"))
-        .get_matches();
+) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    let program = program(arguments.first());
+    let arguments = command(P::NAME, version).get_matches_from(arguments);
     let default = PathBuf::from(DEFAULT_CONFIG);
     let file = arguments.get_one::<PathBuf>("config").unwrap_or(&default);
-    let config = match Config::load(file) {
+    let config = match read(file, P::idle) {
         Ok(config) => config,
-        Err(error) => {
-            say(&error.to_string());
+        Err(problems) => {
+            say(&problems.join("\n"));
             return ExitCode::from(EX_CONFIG);
         }
     };
-    if arguments.subcommand_name() == Some("check") {
-        return check(file, &config, idle(&config));
-    }
-    let _log = match telemetry::set_up(&config.log) {
-        Ok(guard) => guard,
+    let Some(("run", arguments)) = arguments.subcommand() else {
+        for warning in config.loops() {
+            say(&format!("{}: warning: {warning}", file.display()));
+        }
+        say(&format!("{}: good", file.display()));
+        return ExitCode::SUCCESS;
+    };
+    let log = match telemetry::set_up(&config.log) {
+        Ok(log) => Arc::new(log),
         Err(error) => {
             say(&format!("{}: log: {error}", file.display()));
             return ExitCode::from(EX_CONFIG);
         }
     };
-    match run(config).await {
+    let start = Start {
+        config,
+        file: file.clone(),
+        program,
+        take_over: arguments.get_flag("take-over"),
+        log: Arc::clone(&log),
+    };
+    match run::<P>(start).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "{name} cannot run");
+            tracing::error!(%error, "{} cannot run", P::NAME);
             match error {
                 ServiceError::Tls(_) | ServiceError::Idle(_) => ExitCode::from(EX_CONFIG),
                 ServiceError::StateDir(_)
                 | ServiceError::Bind(_)
+                | ServiceError::TakeOver(_)
                 | ServiceError::Ownership(_)
                 | ServiceError::FeedEnded
                 | ServiceError::Io(_) => ExitCode::FAILURE,
@@ -78,25 +70,35 @@ where
     }
 }
 
-/// What reading the file does not check: the certificates, and whether there is anything to do.
-fn check(file: &Path, config: &Config, idle: Option<&str>) -> ExitCode {
-    if let Some(missing) = idle {
-        say(&format!("{}: nothing to do: {missing}", file.display()));
-        return ExitCode::from(EX_CONFIG);
-    }
-    for warning in config.loops() {
-        say(&format!("{}: warning: {warning}", file.display()));
-    }
-    match crate::tls::Certificates::load(&config.tls) {
-        Ok(_) => {
-            say(&format!("{}: good", file.display()));
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            say(&format!("{}: tls: {error}", file.display()));
-            ExitCode::from(EX_CONFIG)
-        }
-    }
+fn command(name: &'static str, version: &'static str) -> Command {
+    let config = Arg::new("config")
+        .long("config")
+        .short('c')
+        .env("MAILSHIFT_CONFIG")
+        .value_parser(value_parser!(PathBuf))
+        .default_value(DEFAULT_CONFIG)
+        .global(true)
+        .help("The configuration file");
+    let take_over = Arg::new("take-over").long("take-over").action(ArgAction::SetTrue).help(
+        "Take the place of the process that serves now, without a refused connection: it finishes \
+         what it has in hand. Sent SIGUSR2, that process runs this by itself",
+    );
+    Command::new(name)
+        .version(version)
+        .subcommand_required(true)
+        .arg(config)
+        .subcommand(Command::new("run").about("Run the service").arg(take_over))
+        .subcommand(Command::new("check").about("Check the configuration file and exit"))
+}
+
+/// The path by which this program was called: after an upgrade the new one is there, while the system
+/// knows the one that runs by what has become of its file.
+fn program(called: Option<&OsString>) -> PathBuf {
+    called
+        .map(PathBuf::from)
+        .filter(|path| path.components().count() > 1)
+        .or_else(|| std::env::current_exe().ok())
+        .unwrap_or_default()
 }
 
 #[expect(clippy::print_stderr, reason = "the answer to a command, not a log line")]

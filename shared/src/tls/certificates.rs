@@ -31,13 +31,19 @@ const REMEMBERED_SESSIONS: usize = 4096;
 /// All certificates of a node, and the one server configuration that shows them.
 #[derive(Debug)]
 pub struct Certificates {
-    files: Vec<CertificateFiles>,
     /// Keys of session tickets that other nodes have, too, and where they come from.
     tickets: Option<(PathBuf, Arc<SharedTickets>)>,
-    /// When the files were last changed, as they were last read.
-    changed: Mutex<Vec<Option<SystemTime>>>,
+    read: Mutex<Read>,
     chosen: Arc<Chosen>,
     config: Arc<ServerConfig>,
+}
+
+/// What was read last.
+#[derive(Debug)]
+struct Read {
+    files: Vec<CertificateFiles>,
+    /// When each file was last changed.
+    changed: Vec<Option<SystemTime>>,
 }
 
 #[derive(Debug)]
@@ -84,9 +90,8 @@ impl Certificates {
         };
         server.session_storage = ServerSessionMemoryCache::new(REMEMBERED_SESSIONS);
         Ok(Some(Arc::new(Self {
-            files: config.certificates.clone(),
             tickets,
-            changed: Mutex::new(changed),
+            read: Mutex::new(Read { files: config.certificates.clone(), changed }),
             chosen,
             config: Arc::new(server),
         })))
@@ -97,26 +102,54 @@ impl Certificates {
         Arc::clone(&self.config)
     }
 
+    fn ticket_key_file(&self) -> Option<&Path> {
+        self.tickets.as_ref().map(|(file, _)| file.as_path())
+    }
+
     /// Reads the files again if one of them has changed. Says whether they were.
     ///
     /// # Errors
     ///
     /// A [`TlsError`]; the certificates in use stay.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
-        let ticket_key_file = self.tickets.as_ref().map(|(file, _)| file.as_path());
-        let now = changed(&self.files, ticket_key_file);
-        let mut known = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == now {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = changed(&read.files, self.ticket_key_file());
+        if read.changed == now {
             return Ok(false);
         }
         // Noted even when they cannot be used, so that it is said once and not at every look.
-        *known = now;
+        read.changed = now;
         if let Some((file, tickets)) = &self.tickets {
             tickets.reload(file)?;
         }
-        let Some(by_name) = ByName::with(read_all(&self.files)?) else { return Ok(false) };
+        let Some(by_name) = ByName::with(read_all(&read.files)?) else { return Ok(false) };
         self.chosen.0.store(Arc::new(by_name));
         Ok(true)
+    }
+
+    /// Reads other files, and shows what is in them from now on.
+    ///
+    /// # Errors
+    ///
+    /// A [`TlsError`]; the certificates in use stay.
+    pub fn replace(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
+        let changed = changed(files, self.ticket_key_file());
+        // None: a self-signed one stays.
+        let Some(by_name) = ByName::with(read_all(files)?) else { return Ok(()) };
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner) =
+            Read { files: files.to_vec(), changed };
+        self.chosen.0.store(Arc::new(by_name));
+        Ok(())
+    }
+
+    /// Everything that keeps certificates from being used.
+    pub fn problems(files: &[CertificateFiles]) -> Vec<TlsError> {
+        files.iter().filter_map(|files| read(files).err()).collect()
+    }
+
+    /// What keeps the tickets' key from being used.
+    pub fn ticket_problem(config: &TlsConfig) -> Option<TlsError> {
+        SharedTickets::load(config.ticket_key_file.as_deref()?).err()
     }
 }
 

@@ -49,7 +49,7 @@ impl Parser<'_, '_> {
         let listeners = listeners.into_iter().filter_map(|(key, protocol, tls, listener)| {
             let key = format!("login.{key}");
             let listener = self.listener(&key, listener, tls, has_certificate)?;
-            Some(LoginListener { protocol, listener })
+            Some(LoginListener { key: key.into(), protocol, listener })
         });
         let listeners = listeners.collect();
         LoginConfig {

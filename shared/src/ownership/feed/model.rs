@@ -222,7 +222,7 @@ impl NodeAtWork {
             name: name.into(),
             service: "login-proxy",
             incarnation: format!("{name}/1").into(),
-            backends: r#"{"old":"1","new":"2"}"#.to_owned(),
+            backends: r#"{"old":"1","new":"2"}"#.to_owned().into(),
         };
         let store = Store::open(&config, node).await.unwrap();
         let (staleness, interval) = (config.max_staleness, config.poll_interval);

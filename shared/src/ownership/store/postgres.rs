@@ -69,7 +69,7 @@ impl PostgresStore {
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
         .bind(env!("CARGO_PKG_VERSION"))
-        .bind(&self.node.backends)
+        .bind(&*self.node.backends.now())
         .persistent(self.connections.keep_statements())
         .execute(session.connection())
         .await
@@ -152,7 +152,7 @@ impl PostgresStore {
         let mut session = self.connections.session().await?;
         let until: Option<i64> = sqlx::query_scalar(
             "UPDATE nodes SET lease_until = clock_timestamp() + $4 * interval '1 millisecond', \
-             listen = $5, updated_at = clock_timestamp() \
+             listen = $5, backends = $6::jsonb, updated_at = clock_timestamp() \
              WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
              RETURNING (extract(epoch FROM lease_until) * 1000000)::bigint",
         )
@@ -161,6 +161,7 @@ impl PostgresStore {
         .bind(&*self.node.incarnation)
         .bind(i64::try_from(length.as_millis()).unwrap_or(i64::MAX))
         .bind(self.listening.load(Ordering::Relaxed))
+        .bind(&*self.node.backends.now())
         .persistent(self.connections.keep_statements())
         .fetch_optional(session.connection())
         .await
@@ -329,7 +330,7 @@ mod tests {
             name: "a".into(),
             service: "mx-gateway",
             incarnation: "i".into(),
-            backends: String::new(),
+            backends: super::super::Known::default(),
         };
         let connections = Arc::new(Connections::new(&config).unwrap());
         let store = PostgresStore { connections, node, listening: Arc::default() };

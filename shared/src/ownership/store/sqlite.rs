@@ -88,7 +88,7 @@ impl SqliteStore {
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
         .bind(env!("CARGO_PKG_VERSION"))
-        .bind(&self.node.backends)
+        .bind(&*self.node.backends.now())
         .execute(&self.nodes)
         .await?;
         if entered.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NameTaken) }
@@ -157,7 +157,7 @@ impl SqliteStore {
 
     pub(super) async fn renew_lease(&self, length: Duration) -> Result<Grant, StoreError> {
         let renewed = sqlx::query(
-            "UPDATE nodes SET lease_until = strftime('%Y-%m-%d %H:%M:%f', 'now', $4), listen = 1, \
+            "UPDATE nodes SET lease_until = strftime('%Y-%m-%d %H:%M:%f', 'now', $4), listen = 1, backends = $5, \
              updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now') \
              WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten",
         )
@@ -165,6 +165,7 @@ impl SqliteStore {
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
         .bind(format!("+{:.3} seconds", length.as_secs_f64()))
+        .bind(&*self.node.backends.now())
         .execute(&self.nodes)
         .await?;
         if renewed.rows_affected() == 1 {

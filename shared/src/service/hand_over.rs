@@ -1,0 +1,196 @@
+//! The running process' side of a hand-over: it starts the next one at SIGUSR2, and hands over to whoever
+//! asks for it (`run --take-over`). Whatever goes wrong, this process serves on and says why.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::Signal;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::passing::{
+    GO, HandOverError, READY, SERVING, SOCKET, WORD, hear, same_user, say, send_sockets,
+};
+use super::systemd;
+use crate::listener::Sockets;
+use crate::state_dir::StateDir;
+
+/// Longest time from the start of a new process until it asks for the sockets.
+const ASKS_WITHIN: Duration = Duration::from_mins(1);
+/// Longest wait until it has loaded the table.
+const READY_WITHIN: Duration = Duration::from_mins(5);
+/// How long one that has failed may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Pause after a failure to accept.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Waits for the process that takes this one's place.
+#[derive(Debug)]
+pub(super) struct HandOver {
+    door: Option<Door>,
+    asked: Signal,
+    command: Successor,
+    started: Option<Started>,
+    sockets: Arc<Sockets>,
+}
+
+/// How the next process is started.
+#[derive(Debug, Clone)]
+pub(super) struct Successor {
+    /// The program's path, where a newer one may be by then.
+    pub(super) program: PathBuf,
+    /// The configuration file.
+    pub(super) file: PathBuf,
+}
+
+/// A process that was started and has not taken over yet.
+#[derive(Debug)]
+struct Started {
+    child: Child,
+    /// When it must have asked for the sockets, or ended.
+    until: Instant,
+}
+
+/// Where the next process asks. The socket goes with this value.
+#[derive(Debug)]
+struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Door {
+    fn open(directory: &Path) -> io::Result<Self> {
+        let path = directory.join(SOCKET);
+        match std::fs::remove_file(&path) {
+            // A crashed process' one: this process has the directory's lock.
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { listener: UnixListener::bind(&path)?, path })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl HandOver {
+    /// Ready to be asked, by `asked` or at a socket in `state`.
+    pub(super) fn new(
+        state: &StateDir,
+        sockets: Arc<Sockets>,
+        asked: Signal,
+        command: Successor,
+    ) -> Self {
+        let door = Door::open(state.path());
+        if let Err(error) = &door {
+            let directory = state.path().display();
+            tracing::warn!(%error, %directory, "this process will not be able to hand over to another one");
+        }
+        Self { door: door.ok(), asked, command, started: None, sockets }
+    }
+
+    /// Returns when another process serves, with its id: this one is to accept nothing more.
+    pub(super) async fn done(mut self) -> Option<i32> {
+        loop {
+            let stream = tokio::select! {
+                _ = self.asked.recv() => {
+                    self.start();
+                    continue;
+                }
+                ended = end_of(&mut self.started) => {
+                    self.started = None;
+                    complain(ended);
+                    continue;
+                }
+                stream = accept(self.door.as_ref()) => stream,
+            };
+            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            match hand_over(stream, &self.sockets).await {
+                Ok(()) => return pid,
+                Err(error) => {
+                    tracing::error!(%error, pid, "not handed over: this process serves on");
+                    if let Some(started) = &mut self.started {
+                        // It ends by itself and says why, unless it hangs.
+                        started.until = Instant::now() + LAST_WORDS;
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        if self.started.is_some() {
+            tracing::warn!(
+                "SIGUSR2: a new process has been started already, and has not taken over yet"
+            );
+            return;
+        }
+        let Successor { program, file } = &self.command;
+        let mut command = Command::new(program);
+        command.args(["run", "--take-over", "--config"]).arg(file);
+        for variable in systemd::NOT_FOR_SUCCESSORS {
+            command.env_remove(variable);
+        }
+        match command.spawn() {
+            Ok(child) => {
+                let (program, pid) = (program.display(), child.id());
+                tracing::info!(%program, pid, "SIGUSR2: starting a new process to hand over to");
+                let until = Instant::now() + ASKS_WITHIN;
+                self.started = Some(Started { child, until });
+            }
+            Err(error) => {
+                let program = program.display();
+                tracing::error!(%error, %program, "cannot start a new process: this process serves on");
+            }
+        }
+    }
+}
+
+/// Up to the last word, by which the other process serves.
+async fn hand_over(mut stream: UnixStream, sockets: &Sockets) -> Result<(), HandOverError> {
+    same_user(&stream)?;
+    send_sockets(&stream, &sockets.listening()).await?;
+    hear(&mut stream, READY, READY_WITHIN).await?;
+    say(&mut stream, GO).await?;
+    hear(&mut stream, SERVING, WORD).await
+}
+
+async fn accept(door: Option<&Door>) -> UnixStream {
+    let Some(door) = door else { return std::future::pending().await };
+    loop {
+        match door.listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::debug!(%error, "nobody can ask for a hand-over");
+                sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Waits for the end of a process that was started, which it may have to be brought to.
+async fn end_of(started: &mut Option<Started>) -> io::Result<ExitStatus> {
+    let Some(Started { child, until }) = started else { return std::future::pending().await };
+    tokio::select! {
+        ended = child.wait() => return ended,
+        () = sleep_until(*until) => {}
+    }
+    let _ = child.start_kill();
+    child.wait().await
+}
+
+fn complain(ended: io::Result<ExitStatus>) {
+    let ended = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+    tracing::error!(
+        ended,
+        "the new process has ended without taking over; its own lines say why. This process serves on"
+    );
+}
