@@ -74,7 +74,7 @@ impl Relieved {
     /// Returns when it has reloaded its configuration; never when it is not there any more.
     pub(super) async fn reloaded(&mut self) {
         if hear(&mut self.stream, RELOAD, Duration::MAX).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
