@@ -22,11 +22,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use self::hand_over::{HandOver, Successor};
+use self::hand_over::{HandOver, Relieved, Successor};
 pub use self::passing::HandOverError;
 use self::reload::Reload;
 use self::table::{digests, start_feed};
@@ -204,6 +205,7 @@ pub async fn run<P: Program>(start: Start) -> Result<(), ServiceError> {
         at_start: config,
         log,
         known: known.clone(),
+        predecessor: Mutex::default(),
     });
     service.lifecycle.spawn_chore("reload", Arc::clone(&reload).watch(hangup));
     systemd::feed_watchdog(&service.lifecycle);
@@ -241,7 +243,7 @@ impl<P: Program> Life<P> {
             });
         }
         let Some(mut following) = self.load(known).await? else { return Ok(()) };
-        if let Some(predecessor) = predecessor {
+        if let Some(mut predecessor) = predecessor {
             let program = &self.program;
             let relieved = async {
                 program.prepare().await;
@@ -255,6 +257,7 @@ impl<P: Program> Life<P> {
                 self.end(following, Duration::ZERO).await;
                 return relieved.map(drop).map_err(ServiceError::from);
             }
+            *self.reload.predecessor.lock().await = Some(predecessor);
         }
         systemd::notify("READY=1");
         tracing::info!(service = P::NAME, version = env!("CARGO_PKG_VERSION"), "ready");
@@ -306,8 +309,9 @@ impl<P: Program> Life<P> {
     }
 
     /// Another process serves: finishes what is in hand here, as if nothing had happened.
-    async fn drain(&mut self, successor: Option<i32>) {
-        if let Some(pid) = successor {
+    async fn drain(&mut self, mut successor: Relieved) {
+        let pid = successor.pid;
+        if let Some(pid) = pid {
             systemd::notify(&format!("MAINPID={pid}"));
         }
         self.service.sockets.close();
@@ -316,15 +320,26 @@ impl<P: Program> Life<P> {
         self.reload.reload().await;
         let grace = self.service.config().node.handover_grace;
         tracing::info!(
-            pid = successor,
+            pid,
             sessions,
             ?grace,
             "handed over to a new process; what is in hand goes on here, up to node.handover_grace"
         );
-        tokio::select! {
-            () = self.service.lifecycle.drained() => tracing::info!("nothing is in hand any more"),
-            () = sleep(grace) => tracing::warn!("node.handover_grace is over"),
-            signal = self.ends.next() => tracing::info!(signal, "stopping"),
+        let over = sleep(grace);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = self.service.lifecycle.drained() => {
+                    tracing::info!("nothing is in hand any more");
+                }
+                () = &mut over => tracing::warn!("node.handover_grace is over"),
+                signal = self.ends.next() => tracing::info!(signal, "stopping"),
+                () = successor.reloaded() => {
+                    self.reload.reload().await;
+                    continue;
+                }
+            }
+            return;
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::passing::{
-    GO, HandOverError, READY, SERVING, SOCKET, WORD, hear, same_user, say, send_sockets,
+    GO, HandOverError, READY, RELOAD, SERVING, SOCKET, WORD, hear, same_user, say, send_sockets,
 };
 use super::systemd;
 use crate::listener::Sockets;
@@ -62,6 +62,23 @@ struct Door {
     path: PathBuf,
 }
 
+/// The process that serves in this one's place.
+#[derive(Debug)]
+pub(super) struct Relieved {
+    /// Its id, if the system says.
+    pub(super) pid: Option<i32>,
+    stream: UnixStream,
+}
+
+impl Relieved {
+    /// Returns when it has reloaded its configuration; never when it is not there any more.
+    pub(super) async fn reloaded(&mut self) {
+        if hear(&mut self.stream, RELOAD, Duration::MAX).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 impl Door {
     fn open(directory: &Path) -> io::Result<Self> {
         let path = directory.join(SOCKET);
@@ -97,8 +114,8 @@ impl HandOver {
         Self { door: door.ok(), asked, command, started: None, sockets }
     }
 
-    /// Returns when another process serves, with its id: this one is to accept nothing more.
-    pub(super) async fn done(mut self) -> Option<i32> {
+    /// Returns when another process serves: this one is to accept nothing more.
+    pub(super) async fn done(mut self) -> Relieved {
         loop {
             let stream = tokio::select! {
                 _ = self.asked.recv() => {
@@ -114,7 +131,7 @@ impl HandOver {
             };
             let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
             match hand_over(stream, &self.sockets).await {
-                Ok(()) => return pid,
+                Ok(stream) => return Relieved { pid, stream },
                 Err(error) => {
                     tracing::error!(%error, pid, "not handed over: this process serves on");
                     if let Some(started) = &mut self.started {
@@ -154,13 +171,14 @@ impl HandOver {
     }
 }
 
-/// Up to the last word, by which the other process serves.
-async fn hand_over(mut stream: UnixStream, sockets: &Sockets) -> Result<(), HandOverError> {
+/// Up to the word by which the other process serves.
+async fn hand_over(mut stream: UnixStream, sockets: &Sockets) -> Result<UnixStream, HandOverError> {
     same_user(&stream)?;
     send_sockets(&stream, &sockets.listening()).await?;
     hear(&mut stream, READY, READY_WITHIN).await?;
     say(&mut stream, GO).await?;
-    hear(&mut stream, SERVING, WORD).await
+    hear(&mut stream, SERVING, WORD).await?;
+    Ok(stream)
 }
 
 async fn accept(door: Option<&Door>) -> UnixStream {

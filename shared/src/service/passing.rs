@@ -6,9 +6,10 @@
 //! new: READY       the table is loaded, it could serve
 //! old: GO
 //! new: SERVING     it accepts; only now the old one stops accepting
+//! new: RELOAD      as often as it has reloaded its configuration: the old one does, too
 //! ```
 //!
-//! Until the last word the old one accepts as before; a conversation that ends earlier changes nothing.
+//! Until SERVING the old one accepts as before; a conversation that ends earlier changes nothing.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -32,6 +33,8 @@ pub(super) const READY: &[u8] = b"ready\n";
 pub(super) const GO: &[u8] = b"go\n";
 /// It does.
 pub(super) const SERVING: &[u8] = b"serving\n";
+/// It has reloaded its configuration.
+pub(super) const RELOAD: &[u8] = b"reload\n";
 /// The socket's name in the state directory.
 pub(super) const SOCKET: &str = "hand-over.sock";
 /// Longest wait for a word that needs no work.

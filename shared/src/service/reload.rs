@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::table::digests;
+use super::take_over::Predecessor;
 use super::{Program, Service, systemd};
 use crate::config::Config;
 use crate::ownership::store::Known;
@@ -31,6 +33,8 @@ pub(super) struct Reload<P> {
     pub(super) log: Arc<Log>,
     /// What the table is told of the backends.
     pub(super) known: Known,
+    /// Who has handed over to this process, and still has something in hand.
+    pub(super) predecessor: Mutex<Option<Predecessor>>,
 }
 
 impl<P: Program> Reload<P> {
@@ -87,6 +91,13 @@ impl<P: Program> Reload<P> {
         }
         service.config.store(config);
         tracing::info!("the configuration was reloaded");
+        // A node that knows other backends than the others keeps flips from being made.
+        let mut predecessor = self.predecessor.lock().await;
+        if let Some(before) = &mut *predecessor
+            && !before.reload().await
+        {
+            *predecessor = None;
+        }
         true
     }
 

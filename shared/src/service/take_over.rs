@@ -5,7 +5,7 @@ use std::path::Path;
 use tokio::net::UnixStream;
 
 use super::passing::{
-    GO, HandOverError, READY, SERVING, SOCKET, WORD, hear, receive_sockets, same_user, say,
+    GO, HandOverError, READY, RELOAD, SERVING, SOCKET, WORD, hear, receive_sockets, same_user, say,
 };
 use crate::listener::Sockets;
 use crate::state_dir::StateDir;
@@ -29,7 +29,7 @@ impl Predecessor {
     }
 
     /// Says that this process could serve, and serves once it may.
-    pub(super) async fn relieve(mut self, serve: impl FnOnce()) -> Result<(), HandOverError> {
+    pub(super) async fn relieve(&mut self, serve: impl FnOnce()) -> Result<(), HandOverError> {
         say(&mut self.0, READY).await?;
         hear(&mut self.0, GO, WORD).await?;
         serve();
@@ -38,5 +38,10 @@ impl Predecessor {
             tracing::warn!(%error, "the process that handed over does not hear that it may rest");
         }
         Ok(())
+    }
+
+    /// Says that the configuration was reloaded. False when there is nobody any more.
+    pub(super) async fn reload(&mut self) -> bool {
+        say(&mut self.0, RELOAD).await.is_ok()
     }
 }

@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
 use tests::conversation::Conversation;
+use tests::login_backend::{LoginBackend, Manners};
+use tests::node::login;
 use tests::patience::until;
 use tests::smtp::{self, Smtp};
 use tests::table::Engine;
@@ -117,6 +119,26 @@ async fn senders_without_a_pause_notice_nothing_and_a_message_in_hand_is_finishe
     crowd.content().await;
     drop(in_hand);
     gateway.said("\"stopped\"", 1).await;
+}
+
+#[tokio::test]
+async fn a_process_that_has_handed_over_keeps_no_flip_from_being_made() {
+    let host = Host::new(Engine::Sqlite).await;
+    let mut proxy = host.start("login-proxy").await;
+    let mut sessions = vec![host.session(BOB).await];
+    proxy.upgrade().await;
+    sessions.push(host.session(BOB).await);
+    proxy.upgrade().await;
+    // The newest process takes a backend in, which the two before are told of.
+    let third = LoginBackend::start("third", Manners::default()).await.unwrap();
+    host.configure(&(host.configuration() + &login("third", "imap", third.address)));
+    proxy.signal(Signal::HUP);
+    until("all processes to know", || host.move_to_third().ok()).await.unwrap();
+    assert_eq!(host.nodes("login-proxy"), "node1|node1.2|node1.3");
+    for session in &mut sessions {
+        session.say("n NOOP").await.unwrap();
+        session.expect("n OK done at old").await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -161,6 +161,20 @@ impl Host {
         client
     }
 
+    /// Holds, fences and flips an account to the backend `third`, as a mover does.
+    fn move_to_third(&self) -> anyhow::Result<()> {
+        let token = self.table.mailshift(&["hold", ANN, "--for", "1m"])?;
+        let token = token.trim_end();
+        let moved = self
+            .table
+            .mailshift(&["fence", ANN, "--token", token, "--wait", "20s"])
+            .and_then(|_| self.table.mailshift(&["flip", ANN, "third", "--token", token]));
+        if moved.is_err() {
+            self.table.mailshift(&["release", ANN, "--token", token])?;
+        }
+        moved.map(drop)
+    }
+
     /// What `nodes` has of a service, `|` between.
     fn nodes(&self, service: &str) -> String {
         let ask = format!("SELECT node FROM nodes WHERE service = '{service}' ORDER BY node;");

@@ -21,25 +21,14 @@ async fn an_account_is_flipped_to_a_backend_that_was_added_by_a_reload(engine: E
     let proxy = host.start("login-proxy").await;
     let mut session = host.session(BOB).await;
     let third = LoginBackend::start("third", Manners::default()).await.unwrap();
-    let flip = |lease: &str| {
-        let token = host.table.mailshift(&["hold", ANN, "--for", lease])?;
-        let token = token.trim_end();
-        let settled = host.table.mailshift(&["fence", ANN, "--token", token, "--wait", "20s"]);
-        let flipped =
-            settled.and_then(|_| host.table.mailshift(&["flip", ANN, "third", "--token", token]));
-        if flipped.is_err() {
-            host.table.mailshift(&["release", ANN, "--token", token])?;
-        }
-        flipped
-    };
-    let refused = format!("{:#}", flip("1m").unwrap_err());
+    let refused = format!("{:#}", host.move_to_third().unwrap_err());
     assert!(refused.contains("third") && refused.contains("node1"), "{refused}");
 
     host.configure(&(host.configuration() + &login("third", "imap", third.address)));
     proxy.signal(Signal::HUP);
     proxy.said("the configuration was reloaded", 1).await;
     // The table is told with the next lease.
-    until("the table to know", || flip("1m").ok()).await.unwrap();
+    until("the table to know", || host.move_to_third().ok()).await.unwrap();
     let mut moved = host.session(ANN).await;
     moved.say("n NOOP").await.unwrap();
     moved.expect("n OK done at third").await.unwrap();
