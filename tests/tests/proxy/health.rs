@@ -108,22 +108,47 @@ async fn a_slow_old_server_does_not_slow_logins_to_new() -> Result<()> {
     Ok(())
 }
 
+/// When enough logins wait for it, others fail there.
+async fn goes_down<T>(
+    backend: &LoginBackend,
+    reach: &Arc<Reach>,
+    enough: impl Future<Output = Result<T>>,
+) -> Result<()> {
+    enough.await?;
+    while let Ok(trial) = reach.admit(backend.address, Duration::MAX) {
+        trial.fail(&"reset");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn logins_that_wait_for_a_backend_that_goes_down_wait_no_longer() -> Result<()> {
     let manners = Manners { greeting: "", then: Then::Hang, ..Manners::default() };
     let (old, node) = alone(manners).await?;
     let reach = Arc::clone(&of(node.ownership.backends().iter().next().context("one")?).reach);
     let waiting = try_join_all((0..MANY).map(|_| is_unavailable(&node, "ann")));
-    let goes_down = async {
-        old.until("all of them wait", |all| all.len() == MANY).await?;
-        // Others fail there.
-        while let Ok(trial) = reach.admit(old.address, Duration::MAX) {
-            trial.fail(&"reset");
-        }
-        anyhow::Ok(())
-    };
-    tokio::try_join!(waiting, goes_down)?;
+    let enough = old.until("all of them wait", |all| all.len() == MANY);
+    tokio::try_join!(waiting, goes_down(&old, &reach, enough))?;
     assert_eq!(old.connections().len(), MANY);
+    Ok(())
+}
+
+#[tokio::test]
+async fn logins_that_wait_for_a_host_that_goes_down_are_taken_by_the_next() -> Result<()> {
+    let manners = Manners { greeting: "", then: Then::Hang, ..Manners::default() };
+    let (hangs, next) = two(manners, Manners::default()).await?;
+    let hosts = vec![host(hangs.address), host(next.address)];
+    let backend = hangs.configured_as(|endpoint| endpoint.hosts = hosts);
+    let reach = Arc::clone(&of(&backend).reach);
+    let node = LoginNode::start([backend])?;
+    node.set_owner("ann", "old");
+    let taken = try_join_all((0..20).map(|_| node.log_in("ann")));
+    // All wait there, but for whom it was slower to connect to, by chance, than the next.
+    let enough = until("logins wait for it", || {
+        (hangs.connections().len() + next.logins().len() >= 20).then_some(())
+    });
+    tokio::try_join!(taken, goes_down(&hangs, &reach, enough))?;
+    assert_eq!(next.logins().len(), 20);
     Ok(())
 }
 
