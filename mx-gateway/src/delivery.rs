@@ -16,6 +16,7 @@ use shared::backend::Backend;
 use shared::ownership::{Owner, Registration};
 use shared::smtp::command::Mail;
 use shared::smtp::reply::{Class, Reply};
+use shared::wire::ConnectError;
 use tokio::time::timeout;
 
 pub use connection::{Connection, DeliveryError, Introduction};
@@ -64,7 +65,13 @@ pub async fn begin(
             Err(_) => {}
         }
     }
-    let connection = Connection::open(endpoint, introduction).await?;
+    let connection = match Connection::open(endpoint, introduction).await {
+        // Another address may be up; if none is, that is known at once.
+        Err(DeliveryError::Connect(ConnectError::WentDown { .. })) => {
+            Connection::open(endpoint, introduction).await?
+        }
+        opened => opened?,
+    };
     begin_on(cx, backend, connection, mail, to).await
 }
 

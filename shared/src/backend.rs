@@ -380,3 +380,24 @@ impl Endpoint {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes compare what they show of their backends.
+    #[test]
+    fn what_is_shown_of_an_endpoint_is_the_same_on_every_node() {
+        let mut endpoint = Endpoint::plain(Host::new("a.example.org", 143));
+        endpoint.hosts.push(Host::new("2001:db8::1", 1143));
+        let shown = "a.example.org:143, [2001:db8::1]:1143 (plain, None)";
+        assert_eq!(format!("{endpoint:?}"), shown);
+        // What differs from node to node: where it connects from, and what it has found out.
+        endpoint.source.v4 = Some(Ipv4Addr::LOCALHOST);
+        let address = "192.0.2.1:143".parse().unwrap();
+        while let Ok(trial) = endpoint.reach.admit(address, Duration::MAX) {
+            trial.fail(&"refused");
+        }
+        assert_eq!(format!("{endpoint:?}"), shown);
+    }
+}

@@ -8,6 +8,7 @@ use shared::config::NamesConfig;
 use shared::credentials::Credentials;
 use shared::ownership::{self, Entered, Name, Owner, Ownership, Registration, Work};
 use shared::sasl::names_in_token;
+use shared::wire::ConnectError;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -293,5 +294,12 @@ async fn log_in(
         let backend = owner.backend.name.as_str().into();
         return Err(AttachError::NoEndpoint { backend, protocol });
     };
-    (cx.protocol.log_in)(endpoint, attempt).await
+    match (cx.protocol.log_in)(endpoint, attempt).await {
+        // It has not answered, so it was told nothing of the login. Another address may; if none is up, that
+        // is known at once.
+        Err(AttachError::Connect(ConnectError::WentDown { .. })) => {
+            (cx.protocol.log_in)(endpoint, attempt).await
+        }
+        answered => answered,
+    }
 }

@@ -239,6 +239,7 @@ fn interleaved(addresses: &[IpAddr]) -> Vec<IpAddr> {
 /// What this host lacks says nothing of another.
 fn is_ours(error: &io::Error) -> bool {
     let lacking = [
+        Errno::AFNOSUPPORT,
         Errno::MFILE,
         Errno::NFILE,
         Errno::NOBUFS,

@@ -19,6 +19,7 @@ use tests::patience::until;
 use tests::ports::reserve_one;
 use tests::test_ca::TestCa;
 
+use super::secrets::{log_everything, logged};
 use super::{alone, two};
 
 /// Short, where it must be waited for.
@@ -107,22 +108,47 @@ async fn a_slow_old_server_does_not_slow_logins_to_new() -> Result<()> {
     Ok(())
 }
 
+/// When enough logins wait for it, others fail there.
+async fn goes_down<T>(
+    backend: &LoginBackend,
+    reach: &Arc<Reach>,
+    enough: impl Future<Output = Result<T>>,
+) -> Result<()> {
+    enough.await?;
+    while let Ok(trial) = reach.admit(backend.address, Duration::MAX) {
+        trial.fail(&"reset");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn logins_that_wait_for_a_backend_that_goes_down_wait_no_longer() -> Result<()> {
     let manners = Manners { greeting: "", then: Then::Hang, ..Manners::default() };
     let (old, node) = alone(manners).await?;
     let reach = Arc::clone(&of(node.ownership.backends().iter().next().context("one")?).reach);
     let waiting = try_join_all((0..MANY).map(|_| is_unavailable(&node, "ann")));
-    let goes_down = async {
-        old.until("all of them wait", |all| all.len() == MANY).await?;
-        // Others fail there.
-        while let Ok(trial) = reach.admit(old.address, Duration::MAX) {
-            trial.fail(&"reset");
-        }
-        anyhow::Ok(())
-    };
-    tokio::try_join!(waiting, goes_down)?;
+    let enough = old.until("all of them wait", |all| all.len() == MANY);
+    tokio::try_join!(waiting, goes_down(&old, &reach, enough))?;
     assert_eq!(old.connections().len(), MANY);
+    Ok(())
+}
+
+#[tokio::test]
+async fn logins_that_wait_for_a_host_that_goes_down_are_taken_by_the_next() -> Result<()> {
+    let manners = Manners { greeting: "", then: Then::Hang, ..Manners::default() };
+    let (hangs, next) = two(manners, Manners::default()).await?;
+    let hosts = vec![host(hangs.address), host(next.address)];
+    let backend = hangs.configured_as(|endpoint| endpoint.hosts = hosts);
+    let reach = Arc::clone(&of(&backend).reach);
+    let node = LoginNode::start([backend])?;
+    node.set_owner("ann", "old");
+    let taken = try_join_all((0..20).map(|_| node.log_in("ann")));
+    // All wait there, but for whom it was slower to connect to, by chance, than the next.
+    let enough = until("logins wait for it", || {
+        (hangs.connections().len() + next.logins().len() >= 20).then_some(())
+    });
+    tokio::try_join!(taken, goes_down(&hangs, &reach, enough))?;
+    assert_eq!(next.logins().len(), 20);
     Ok(())
 }
 
@@ -149,6 +175,80 @@ async fn a_backend_that_was_down_is_used_again_when_it_is_back() -> Result<()> {
     }
     assert!(reach.is_up(address));
     assert_eq!(reach.worth_a_look(), None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_change_is_logged_once_with_its_reason_and_what_is_next() -> Result<()> {
+    log_everything();
+    let address = reserve()?;
+    let gone = LoginBackend::start("old", Manners::default()).await?;
+    let name = BackendName::parse("old").map_err(anyhow::Error::msg)?;
+    let reach = Arc::new(Reach::new(&name, "imap", Arc::default(), Arc::default()));
+    let node = LoginNode::start([gone.configured_as(|endpoint| {
+        endpoint.hosts = vec![host(address)];
+        endpoint.reach = Arc::clone(&reach);
+    })])?;
+    node.set_owner("ann", "old");
+    for _ in 0..10 {
+        is_unavailable(&node, "ann").await?;
+    }
+    let _back = LoginBackend::start_at(address, "old", Manners::default()).await?;
+    while !answer(&node, "ann").await?.starts_with("a OK") {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    node.log_in("ann").await?;
+    let lines = logged();
+    let of = |words: &str| lines.lines().filter(|line| line.contains(words)).collect::<Vec<_>>();
+    let (down, up) = (of("an address of the backend is down"), of("is up again"));
+    assert_eq!((down.len(), up.len()), (1, 1), "{down:?} {up:?}");
+    for words in [
+        "WARN",
+        "backend=old",
+        "protocol=\"imap\"",
+        &format!("address={address}"),
+        "refused",
+        "try_in_ms=",
+    ] {
+        assert!(down[0].contains(words), "{words}: {}", down[0]);
+    }
+    // Who is refused is told why in their own line.
+    assert!(!of("login refused").is_empty());
+    assert!(of("every address of").iter().all(|line| line.contains("is down; one is tried again")));
+    Ok(())
+}
+
+/// `attach_timeout` ends it, and not the backend's own; but it had its time.
+#[tokio::test]
+async fn a_server_that_is_silent_until_the_attempt_ends_is_down() -> Result<()> {
+    let manners = Manners { greeting: "", then: Then::Hang, ..Manners::default() };
+    let old = LoginBackend::start("old", manners).await?;
+    let backend = old.configured_as(|endpoint| endpoint.connect_timeout = SHORT);
+    let reach = Arc::clone(&of(&backend).reach);
+    let mut settings = Settings::default();
+    settings.rules.attach_timeout = SHORT * 2;
+    let node = LoginNode::start_with([backend], settings)?;
+    node.set_owner("ann", "old");
+    try_join_all((0..3).map(|_| is_unavailable(&node, "ann"))).await?;
+    assert!(!reach.is_up(old.address));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_the_one_takes_its_address_down() -> Result<()> {
+    let ca = TestCa::new()?;
+    let tls = Some(Tls::Implicit(ca.issue("b.example.org")?.acceptor()?));
+    let old = LoginBackend::start("old", Manners { tls, ..Manners::default() }).await?;
+    let name = "a.example.org".to_owned().try_into().context("a name")?;
+    let config = Arc::clone(ca.connector()?.config());
+    let backend = old.configured_as(|e| e.tls = BackendTls::Implicit(config, name));
+    let reach = Arc::clone(&of(&backend).reach);
+    let node = LoginNode::start([backend])?;
+    node.set_owner("ann", "old");
+    for _ in 0..3 {
+        is_unavailable(&node, "ann").await?;
+    }
+    assert!(!reach.is_up(old.address));
     Ok(())
 }
 

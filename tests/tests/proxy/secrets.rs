@@ -33,7 +33,7 @@ impl Write for ByThread {
 }
 
 /// Logs everything from here on, at every level.
-fn log_everything() {
+pub(crate) fn log_everything() {
     static SET_UP: Once = Once::new();
     SET_UP.call_once(|| {
         let lines = fmt().with_max_level(Level::TRACE).with_ansi(false);
@@ -41,7 +41,7 @@ fn log_everything() {
     });
 }
 
-fn logged() -> String {
+pub(crate) fn logged() -> String {
     LOGGED.with_borrow(|logged| String::from_utf8_lossy(logged).into_owned())
 }
 
