@@ -15,6 +15,7 @@ pub mod lease;
 pub mod map;
 pub mod name;
 pub mod registry;
+pub mod routing;
 pub mod schema;
 pub mod store;
 pub mod table;
@@ -25,6 +26,7 @@ pub use lease::Lease;
 pub use map::{Change, DomainRow, OwnerMap, Version};
 pub use name::{Name, NameError};
 pub use registry::{Registration, Work};
+pub use routing::{RoutingDomains, RoutingError};
 
 use crate::backend::{Backend, BackendName, Backends};
 use map::Answer;
@@ -93,6 +95,13 @@ pub enum Refusal {
         account: Box<str>,
         /// The word in the row.
         owner: Box<str>,
+    },
+    /// A name in a routing domain that the table also has rows for, which lead elsewhere. Temporary, and an
+    /// alarm: either the configuration or the table is wrong.
+    #[error("{name} is ambiguous: the table has rows of its own for that routing domain")]
+    Ambiguous {
+        /// The name.
+        name: Box<str>,
     },
     /// The domain is ours, the name has no row, and the domain has no default owner. Permanent.
     #[error("no such account")]
@@ -264,6 +273,7 @@ impl Ownership {
             map::Verdict::Held => Err(Refusal::Held { account }),
             map::Verdict::NoLogin => Err(Refusal::NoLogin { account }),
             map::Verdict::Broken => Err(Refusal::Unsettled),
+            map::Verdict::Ambiguous => Err(Refusal::Ambiguous { name: account }),
             map::Verdict::NoSuchAccount => Err(Refusal::NoSuchAccount),
             map::Verdict::ForeignDomain => Err(Refusal::ForeignDomain),
             map::Verdict::Owned { owner, epoch, known, .. } => {

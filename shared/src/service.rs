@@ -93,7 +93,9 @@ where
         certificates: Certificates::load(&config.tls)?,
         config,
     };
-    service.ownership.map().set_default_domain(service.config.names.default_domain.clone());
+    let (map, names) = (service.ownership.map(), &service.config.names);
+    map.set_default_domain(names.default_domain.clone());
+    map.set_routing_domains(names.routing_domains.clone());
     raise_descriptor_limit();
     let serve = bind(&service)?;
     let signal = Lifecycle::until_signal();

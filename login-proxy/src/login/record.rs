@@ -42,7 +42,10 @@ impl Tried<'_> {
             Denied::Name(why) => {
                 tracing::info!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
             }
-            Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
+            Denied::Owner(
+                why @ (ownership::Refusal::UnknownBackend { .. }
+                | ownership::Refusal::Ambiguous { .. }),
+            ) => {
                 tracing::error!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
             }
             Denied::Owner(why) => {
