@@ -48,7 +48,10 @@ pub fn find(cx: &Context, path: ForwardPath) -> Result<Found, Box<Answer>> {
         }
         Ok(owner) => Ok(Found { named, address, name, owner }),
         Err(Refusal::NoSuchAccount) if has_role(&name) => find_postmaster(cx),
-        Err(refusal) => Err(refused(named, &refusal).into()),
+        Err(refusal) => {
+            cx.ownership.note_refused(&name);
+            Err(refused(named, &refusal).into())
+        }
     }
 }
 

@@ -129,6 +129,7 @@ impl Transaction {
         }
         let (reply, why) = match self.ask(cx, introduction, &owner.backend, &address).await {
             Ok(reply) if reply.class() == Class::Accepted => {
+                cx.ownership.note_served(&owner);
                 self.recipients.push(Recipient { address, name });
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }

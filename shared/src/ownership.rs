@@ -19,6 +19,7 @@ pub mod routing;
 pub mod schema;
 pub mod store;
 pub mod table;
+pub mod unknown;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub use routing::{RoutingDomains, RoutingError};
 use crate::backend::{Backend, BackendName, Backends};
 use map::Answer;
 use registry::Registry;
+use unknown::{Outcome, UnknownNames};
 
 /// The version of a row: the number of the change that made it. 0 for "no row".
 pub type Epoch = u64;
@@ -45,6 +47,7 @@ pub struct Ownership {
     lease: Lease,
     registry: Arc<Registry>,
     backends: Backends,
+    unknown: UnknownNames,
 }
 
 /// Where an account is served, as one look-up found it.
@@ -128,6 +131,7 @@ impl Ownership {
             lease: Lease::default(),
             registry: Arc::new(Registry::default()),
             backends,
+            unknown: UnknownNames::default(),
         })
     }
 
@@ -212,6 +216,29 @@ impl Ownership {
     pub fn still_stands(&self, registration: &Registration) -> bool {
         // In this order: a lease that ended and began again between the two has marked the work.
         self.lease.is_valid() && !registration.is_outdated()
+    }
+
+    /// Notes that `name` was refused, where that is because it has no row (NAM-6).
+    pub fn note_refused(&self, name: &Name) {
+        if !self.lease.is_valid() || !unknown::may_be_noted(name) {
+            return;
+        }
+        let answer = self.map.resolve(name);
+        if matches!(answer.verdict, map::Verdict::NoSuchAccount | map::Verdict::ForeignDomain) {
+            self.unknown.note(&answer.account, Outcome::Refused);
+        }
+    }
+
+    /// Notes that `owner` has confirmed an account that has no row (NAM-6).
+    pub fn note_served(&self, owner: &Owner) {
+        if !owner.known {
+            self.unknown.note(&owner.account, Outcome::Default);
+        }
+    }
+
+    /// Names without a row that were asked for.
+    pub fn unknown(&self) -> &UnknownNames {
+        &self.unknown
     }
 
     /// Applies changes in their order: the map first, then the marks. So work that enters at any moment

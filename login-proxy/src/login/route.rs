@@ -116,7 +116,10 @@ impl Names {
 
     /// Registers the session, then reads its owner (P4).
     fn enter(&self, ownership: &Ownership) -> Result<Found, Denied> {
-        let entered = ownership.enter_held(&self.name, Work::Session).map_err(Denied::Owner)?;
+        let entered = ownership.enter_held(&self.name, Work::Session).map_err(|refusal| {
+            ownership.note_refused(&self.name);
+            Denied::Owner(refusal)
+        })?;
         let (owner, registration) = match entered {
             Entered::Owned(owner, registration) => (Box::new(owner), registration),
             Entered::Held { account, registration } => {
@@ -218,7 +221,10 @@ pub(super) async fn route(
             continue;
         }
         return match attached {
-            Ok(attached) => Ok(Granted { attached, owner: *owner, place }),
+            Ok(attached) => {
+                cx.ownership.note_served(&owner);
+                Ok(Granted { attached, owner: *owner, place })
+            }
             Err(why) => Err(Denied::Backend { owner, why }),
         };
     }

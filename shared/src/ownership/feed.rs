@@ -11,6 +11,7 @@
 
 mod history;
 mod report;
+mod unknown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +112,7 @@ impl Feed {
             () = self.follow() => {}
             () = guard_lease(&ownership) => {}
             () = expire_holds(&store) => {}
+            () = unknown::report_unknown_names(&store, &ownership) => {}
         }
         ownership.stop_serving();
     }

@@ -260,6 +260,32 @@ async fn a_hundred_recipients_and_more_are_taken_at_once() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn names_without_a_row_are_noted_where_they_are_refused_or_confirmed() -> Result<()> {
+    let refusal = Answer::Say("550 5.1.1 unknown");
+    let manners = Manners::default().but("RCPT TO:<gone@", refusal);
+    let stage = Stage::set_with(manners, Manners::default()).await?;
+    stage.send(&["eve@example.org"]).await?;
+    stage.send(&["zoe@elsewhere.example"]).await?;
+    stage.node.set_domain(Some("old"));
+    // Known, unknown to the owner, confirmed by it.
+    for to in [ANN, "gone@example.org", "cat+x@example.org"] {
+        stage.send(&[to]).await?;
+    }
+    let mut noted = stage.node.ownership.unknown().take();
+    noted.sort_by(|a, b| a.name.cmp(&b.name));
+    let noted: Vec<_> = noted.iter().map(|s| (&*s.name, s.outcome.as_str())).collect();
+    assert_eq!(
+        noted,
+        [
+            ("cat@example.org", "default"),
+            ("eve@example.org", "refused"),
+            ("zoe@elsewhere.example", "refused"),
+        ]
+    );
+    Ok(())
+}
+
 /// The stage, at which `moved.example.org` stands for the accounts' domain.
 async fn stage_with_routing_domain() -> Result<Stage> {
     let stage = Stage::set().await?;

@@ -180,3 +180,30 @@ async fn an_ambiguous_name_is_no_wrong_password() -> Result<()> {
     assert!(old.connections().is_empty() && new.connections().is_empty());
     Ok(())
 }
+
+#[tokio::test]
+async fn names_without_a_row_are_noted_and_passwords_are_not() -> Result<()> {
+    let (_old, _new, node) = stage().await?;
+    node.ownership.map().set_default_domain(Some(Domain::parse("example.org")?));
+    for user in ["eve", "hunter2!", "9LiveCats", "zoe@elsewhere.example"] {
+        let mut client = node.connect().await?;
+        client.say(&format!("a LOGIN {user} secret")).await?;
+        client.expect("a NO [AUTHENTICATIONFAILED]").await?;
+    }
+    node.set_domain(Some("old"));
+    let mut client = node.connect().await?;
+    client.say("a LOGIN dan+x@example.org secret").await?;
+    client.expect("a OK").await?;
+    let mut noted = node.ownership.unknown().take();
+    noted.sort_by(|a, b| a.name.cmp(&b.name));
+    let noted: Vec<_> = noted.iter().map(|s| (&*s.name, s.outcome.as_str())).collect();
+    assert_eq!(
+        noted,
+        [
+            ("dan@example.org", "default"),
+            ("eve@example.org", "refused"),
+            ("zoe@elsewhere.example", "refused"),
+        ]
+    );
+    Ok(())
+}
