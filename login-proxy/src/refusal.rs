@@ -44,6 +44,7 @@ impl From<&ownership::Refusal> for Refusal {
             ownership::Refusal::Stale
             | ownership::Refusal::Held { .. }
             | ownership::Refusal::UnknownBackend { .. }
+            | ownership::Refusal::Ambiguous { .. }
             | ownership::Refusal::Unsettled => Self::Unavailable,
             // Whether a name exists is nobody's business who cannot log in to it.
             ownership::Refusal::NoSuchAccount

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use humantime_serde::re::humantime;
+use shared::ownership::unknown;
 
 /// Moves mail accounts between servers without downtime.
 #[derive(Debug, Parser)]
@@ -35,6 +36,9 @@ pub(crate) enum Command {
     /// Who owns which account
     #[command(subcommand)]
     Accounts(Accounts),
+    /// Names that have no row
+    #[command(subcommand)]
+    Names(Names),
     #[command(flatten)]
     Mover(Mover),
     /// Opens the sqlite3 shell on the table, so that its files stay the services'
@@ -112,6 +116,37 @@ pub(crate) struct Flip {
     /// How long to wait for the nodes
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
     pub(crate) wait: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Names {
+    /// Lists the names without a row that the services were asked for, most seen first. Names that get a row
+    /// disappear from it
+    Unknown {
+        /// Only those that their domain's default owner has confirmed (default), or nobody's (refused)
+        #[arg(long)]
+        outcome: Option<Outcome>,
+        /// At most so many
+        #[arg(long)]
+        limit: Option<u32>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Outcome {
+    /// A login was granted there, or a recipient accepted
+    Default,
+    /// No such account, or not a domain of ours
+    Refused,
+}
+
+impl From<Outcome> for unknown::Outcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Default => Self::Default,
+            Outcome::Refused => Self::Refused,
+        }
+    }
 }
 
 /// What a mover does: hold, copy what is left, fence, flip.
@@ -195,7 +230,11 @@ impl Command {
         let file = match self {
             Self::Accounts(Accounts::Import { file, .. }) => Some(file),
             Self::Accounts(Accounts::Flip(Flip { file, .. })) => file.as_ref(),
-            Self::Accounts(_) | Self::Mover(_) | Self::Schema(_) | Self::Sql { .. } => None,
+            Self::Accounts(_)
+            | Self::Names(_)
+            | Self::Mover(_)
+            | Self::Schema(_)
+            | Self::Sql { .. } => None,
         };
         file.filter(|file| *file != Path::new("-")).map(PathBuf::as_path)
     }

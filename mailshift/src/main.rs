@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use arguments::{Accounts, Arguments, Command, Schema};
+use arguments::{Accounts, Arguments, Command, Names, Schema};
 use clap::Parser;
 use mover::NotFenced;
 use shared::backend::BackendName;
@@ -59,6 +59,11 @@ async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
         Command::Accounts(command) => {
             let table = Table::open(&url).await?;
             accounts(&table, command, backends.as_deref(), out).await
+        }
+        Command::Names(Names::Unknown { outcome, limit }) => {
+            let table = Table::open(&url).await?;
+            let names = table.unknown_names(outcome.map(Into::into), limit).await?;
+            Ok(print::unknown(out, &names)?)
         }
         Command::Mover(command) => {
             let table = Table::open(&url).await?;

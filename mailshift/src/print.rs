@@ -6,6 +6,7 @@ use std::path::Path;
 use shared::backend::BackendName;
 use shared::ownership::table::{
     AccountLine, AuditLine, Flipped, Imported, NodeStatus, Problem, SchemaVersion, Settling, Shown,
+    UnknownName,
 };
 
 pub(crate) fn schema(out: &mut impl Write, versions: &[SchemaVersion]) -> io::Result<()> {
@@ -43,6 +44,23 @@ pub(crate) fn domains_without_row(out: &mut impl Write, domains: &[String]) -> i
             "{domain} is in no row of `domains`: there, every address without a row of its own is refused \
              as foreign, sub-addresses and postmaster among them. To change that: \
              INSERT INTO domains (domain) VALUES ('{domain}');"
+        )?;
+    }
+    Ok(())
+}
+
+/// Names without a row, and how they get one.
+pub(crate) fn unknown(out: &mut impl Write, names: &[UnknownName]) -> io::Result<()> {
+    let width = names.iter().map(|line| line.name.chars().count()).max().unwrap_or(0);
+    for UnknownName { name, outcome, seen, services, first_at, last_at } in names {
+        let (first, last) = (seconds(first_at), seconds(last_at));
+        writeln!(out, "{seen:>8}  {name:width$}  {outcome}  {first} to {last}, {services}")?;
+    }
+    if !names.is_empty() {
+        writeln!(
+            out,
+            "An account gets its row by `mailshift accounts import`, another name of one by a line's \
+             `aliases` there."
         )?;
     }
     Ok(())

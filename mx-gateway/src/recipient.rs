@@ -15,7 +15,9 @@ const ROLES: [&str; 2] = ["postmaster", "abuse"];
 /// A recipient that has an owner.
 #[derive(Debug)]
 pub struct Found {
-    /// Its address, as its owner gets it.
+    /// Its address, as the client named it.
+    pub named: Address,
+    /// Its address, as its owner gets it: never in a routing domain, which no owner knows.
     pub address: Address,
     /// The name it is looked up by.
     pub name: Name,
@@ -25,24 +27,37 @@ pub struct Found {
 
 /// Looks up whom a path leads to.
 ///
+/// A server that forwards to a routing domain while it still owns the account gets the message back and
+/// forwards it again. Which backend a client is cannot be told from here (its name, its addresses and those it
+/// sends from are three things), so such a loop ends by the limit of Received fields, there or here.
+///
 /// # Errors
 ///
 /// What the client is answered.
 pub fn find(cx: &Context, path: ForwardPath) -> Result<Found, Box<Answer>> {
-    let address = match path {
-        ForwardPath::Mailbox(address) => address,
+    let named = match path {
+        ForwardPath::Mailbox(named) => named,
         ForwardPath::Postmaster => return find_postmaster(cx),
     };
-    let name = Name::of_address(&address);
+    let name = Name::of_address(&named);
+    let address = at_owner(cx, &named);
     match cx.ownership.look_up(&name) {
-        Ok(owner) if has_route_inside(&address) && !has_row(cx, &name, &address) => {
-            let reply = refusal::relaying(&address);
-            Err(Answer { to: Some(address), owner: Some(owner), reply, why: None }.into())
+        Ok(owner) if has_route_inside(&address) && !has_row(cx, &address) => {
+            let reply = refusal::relaying(&named);
+            Err(Answer { to: Some(named), owner: Some(owner), reply, why: None }.into())
         }
-        Ok(owner) => Ok(Found { address, name, owner }),
+        Ok(owner) => Ok(Found { named, address, name, owner }),
         Err(Refusal::NoSuchAccount) if has_role(&name) => find_postmaster(cx),
-        Err(refusal) => Err(refused(address, &refusal).into()),
+        Err(refusal) => {
+            cx.ownership.note_refused(&name);
+            Err(refused(named, &refusal).into())
+        }
     }
+}
+
+/// The address that its owner knows.
+fn at_owner(cx: &Context, named: &Address) -> Address {
+    cx.ownership.map().real_address(named).unwrap_or_else(|| named.clone())
 }
 
 /// There must be a postmaster: that nobody is one is our fault, not the sender's.
@@ -51,15 +66,15 @@ fn find_postmaster(cx: &Context) -> Result<Found, Box<Answer>> {
         let reply = Reply::new(451, (3, 5), "No postmaster is configured");
         Err(Answer { to, owner: None, reply, why: None }.into())
     };
-    let Some(address) = cx.postmaster() else { return nobody(None) };
-    let name = Name::of_address(&address);
+    let Some(named) = cx.postmaster() else { return nobody(None) };
+    let name = Name::of_address(&named);
     match cx.ownership.look_up(&name) {
-        Ok(owner) => Ok(Found { address, name, owner }),
+        Ok(owner) => Ok(Found { address: at_owner(cx, &named), named, name, owner }),
         Err(why @ (Refusal::NoSuchAccount | Refusal::ForeignDomain)) => {
-            tracing::error!(%address, %why, "nobody takes mail to postmaster: set mx.postmaster");
-            nobody(Some(address))
+            tracing::error!(address = %named, %why, "nobody takes mail to postmaster: set mx.postmaster");
+            nobody(Some(named))
         }
-        Err(refusal) => Err(refused(address, &refusal).into()),
+        Err(refusal) => Err(refused(named, &refusal).into()),
     }
 }
 
@@ -78,8 +93,9 @@ fn has_route_inside(address: &Address) -> bool {
     address.local().contains(['%', '!', '@'])
 }
 
-/// True when exactly this name is an account or an alias. Where it is neither, its domain was asked, too.
-fn has_row(cx: &Context, name: &Name, address: &Address) -> bool {
+/// True when exactly this address is an account or an alias. Where it is neither, its domain was asked, too.
+fn has_row(cx: &Context, address: &Address) -> bool {
     let domain = format!("@{}", address.domain());
-    !cx.ownership.map().resolve(name).trail.iter().any(|asked| **asked == *domain)
+    let answer = cx.ownership.map().resolve(&Name::of_address(address));
+    !answer.trail.iter().any(|asked| **asked == *domain)
 }

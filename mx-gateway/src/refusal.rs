@@ -61,7 +61,7 @@ pub fn by_table(refusal: &Refusal, to: &Address) -> Reply {
         Refusal::Held { .. } => {
             Reply::new(451, (3, 2), format!("<{to}>: the mailbox is being moved, try again later"))
         }
-        Refusal::UnknownBackend { .. } => misconfigured(to),
+        Refusal::UnknownBackend { .. } | Refusal::Ambiguous { .. } => misconfigured(to),
         Refusal::NoSuchAccount => Reply::new(550, (1, 1), format!("<{to}>: no such recipient")),
         // Only logins are told so; a list or a forward takes mail.
         Refusal::NoLogin { .. } => Reply::new(550, (1, 1), format!("<{to}>: no such recipient")),
@@ -135,6 +135,7 @@ mod tests {
             (Refusal::Unsettled, "451 4.3.0"),
             (Refusal::Held { account: account() }, "451 4.3.2"),
             (Refusal::UnknownBackend { account: account(), owner: "x".into() }, "451 4.3.5"),
+            (Refusal::Ambiguous { name: account() }, "451 4.3.5"),
             (Refusal::NoSuchAccount, "550 5.1.1"),
             (Refusal::NoLogin { account: account() }, "550 5.1.1"),
             (Refusal::ForeignDomain, "550 5.7.1"),

@@ -35,7 +35,9 @@ pub struct Transaction {
 /// A recipient whose owner has accepted it.
 #[derive(Debug, Clone)]
 struct Recipient {
+    /// As its owner gets it.
     address: Address,
+    /// By which it is looked up, as the client named it.
     name: Name,
 }
 
@@ -113,35 +115,36 @@ impl Transaction {
         introduction: Introduction<'_>,
         path: ForwardPath,
     ) -> Answer {
-        let Found { address, name, owner } = match recipient::find(cx, path) {
+        let Found { named, address, name, owner } = match recipient::find(cx, path) {
             Ok(found) => found,
             Err(answer) => return *answer,
         };
         let plain = |to, reply| Answer { to: Some(to), owner: None, reply, why: None };
         if self.recipients.iter().any(|recipient| recipient.address == address) {
-            // Named twice, it is meant once (MX-2).
-            return plain(address, Reply::new(250, (1, 5), "Recipient ok"));
+            // Named twice, it is meant once (MX-2); also when once by a routing domain.
+            return plain(named, Reply::new(250, (1, 5), "Recipient ok"));
         }
         if self.recipients.len() >= cx.rules.max_recipients {
             let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
-            return plain(address, reply);
+            return plain(named, reply);
         }
         let (reply, why) = match self.ask(cx, introduction, &owner.backend, &address).await {
             Ok(reply) if reply.class() == Class::Accepted => {
-                self.recipients.push(Recipient { address: address.clone(), name });
+                cx.ownership.note_served(&owner);
+                self.recipients.push(Recipient { address, name });
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }
-            Ok(reply) => (refusal::by_owner(&reply, &address), Some(reply.to_string())),
+            Ok(reply) => (refusal::by_owner(&reply, &named), Some(reply.to_string())),
             Err(error @ DeliveryError::NoEndpoint) => {
-                (refusal::misconfigured(&address), Some(error.to_string()))
+                (refusal::misconfigured(&named), Some(error.to_string()))
             }
             Err(error @ DeliveryError::Connect(ConnectError::Own { .. })) => {
                 tracing::error!(owner = %owner.backend.name, %error, "nothing is delivered there");
-                (refusal::misconfigured(&address), Some(error.to_string()))
+                (refusal::misconfigured(&named), Some(error.to_string()))
             }
-            Err(error) => (refusal::unreachable(&address), Some(error.to_string())),
+            Err(error) => (refusal::unreachable(&named), Some(error.to_string())),
         };
-        Answer { to: Some(address), owner: Some(owner), reply, why }
+        Answer { to: Some(named), owner: Some(owner), reply, why }
     }
 
     /// The owner's answer to this recipient, within the time allowed for it. When it is yes, the recipient

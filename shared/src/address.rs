@@ -110,6 +110,12 @@ impl Address {
         &self.domain
     }
 
+    /// The same local part, as received, in another domain.
+    #[must_use]
+    pub fn at(&self, domain: Domain) -> Self {
+        Self { local: self.local.clone(), domain }
+    }
+
     /// The form in which addresses are compared: unquoted, ASCII letters in lower case.
     pub fn canonical(&self) -> String {
         format!("{}@{}", unquoted(&self.local).to_ascii_lowercase(), self.domain)

@@ -19,6 +19,7 @@ pub use problem::ConfigError;
 
 use crate::address::{Address, Domain};
 use crate::backend::{Backends, LoginProtocol};
+use crate::ownership::RoutingDomains;
 use crate::sasl::Mechanisms;
 
 /// Everything that is configured, parsed.
@@ -75,6 +76,8 @@ pub struct OwnershipConfig {
 pub struct NamesConfig {
     /// Added to bare logins.
     pub default_domain: Option<Domain>,
+    /// Domains that stand for others: what old servers forward to.
+    pub routing_domains: RoutingDomains,
     /// Characters that separate a mailbox from the master user who opens it (`ann@x*admin`).
     pub master_separators: Box<str>,
     /// Claims of a JWT that may name the account, in the order in which they are looked at.
@@ -425,6 +428,31 @@ format = "jsn"
                 "mailshift.toml:10: log.format: unknown variant `jsn`, did you mean `json`?",
             ]
         );
+    }
+
+    #[test]
+    fn a_routing_domain_stands_for_one_real_domain() {
+        let with = |names: &str| GOOD.replace("[tls]\n", &format!("[names]\n{names}\n[tls]\n"));
+        let good = with("routing_domains = { \"Moved.Example.org\" = \"example.org\" }");
+        let config = Config::parse(Path::new("mailshift.toml"), &good).unwrap();
+        let real = config.names.routing_domains.real("moved.example.org").map(Domain::as_str);
+        assert_eq!(real, Some("example.org"));
+        for (names, expected) in [
+            ("routing_domains = { \"a.example\" = \"A.example\" }", "a.example stands for itself"),
+            (
+                "routing_domains = { \"a.example\" = \"b.example\", \"b.example\" = \"c.example\" }",
+                "a.example stands for b.example, which is a routing domain itself",
+            ),
+            ("routing_domains = { \"a b\" = \"c.example\" }", "\"a b\": bad domain"),
+            (
+                "default_domain = \"a.example\"\nrouting_domains = { \"a.example\" = \"b.example\" }",
+                "is a routing domain: name the real one",
+            ),
+        ] {
+            let found = problems(&with(names));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains(expected), "{found:?}");
+        }
     }
 
     #[test]

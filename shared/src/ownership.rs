@@ -15,9 +15,11 @@ pub mod lease;
 pub mod map;
 pub mod name;
 pub mod registry;
+pub mod routing;
 pub mod schema;
 pub mod store;
 pub mod table;
+pub mod unknown;
 
 use std::sync::Arc;
 
@@ -27,10 +29,12 @@ pub use lease::Lease;
 pub use map::{Change, DomainRow, OwnerMap, Version};
 pub use name::{Name, NameError};
 pub use registry::{Registration, Work};
+pub use routing::{RoutingDomains, RoutingError};
 
 use crate::backend::{Backend, BackendName, Backends};
 use map::Answer;
 use registry::Registry;
+use unknown::{Outcome, UnknownNames};
 
 /// The version of a row: the number of the change that made it. 0 for "no row".
 pub type Epoch = u64;
@@ -45,6 +49,7 @@ pub struct Ownership {
     lease: Lease,
     registry: Arc<Registry>,
     backends: ArcSwap<Backends>,
+    unknown: UnknownNames,
 }
 
 /// Where an account is served, as one look-up found it.
@@ -96,6 +101,13 @@ pub enum Refusal {
         /// The word in the row.
         owner: Box<str>,
     },
+    /// A name in a routing domain that the table also has rows for, which lead elsewhere. Temporary, and an
+    /// alarm: either the configuration or the table is wrong.
+    #[error("{name} is ambiguous: the table has rows of its own for that routing domain")]
+    Ambiguous {
+        /// The name.
+        name: Box<str>,
+    },
     /// The domain is ours, the name has no row, and the domain has no default owner. Permanent.
     #[error("no such account")]
     NoSuchAccount,
@@ -121,6 +133,7 @@ impl Ownership {
             lease: Lease::default(),
             registry: Arc::new(Registry::default()),
             backends: ArcSwap::from_pointee(backends),
+            unknown: UnknownNames::default(),
         })
     }
 
@@ -207,6 +220,29 @@ impl Ownership {
         self.lease.is_valid() && !registration.is_outdated()
     }
 
+    /// Notes that `name` was refused, where that is because it has no row (NAM-6).
+    pub fn note_refused(&self, name: &Name) {
+        if !self.lease.is_valid() || !unknown::may_be_noted(name) {
+            return;
+        }
+        let answer = self.map.resolve(name);
+        if matches!(answer.verdict, map::Verdict::NoSuchAccount | map::Verdict::ForeignDomain) {
+            self.unknown.note(&answer.account, Outcome::Refused);
+        }
+    }
+
+    /// Notes that `owner` has confirmed an account that has no row (NAM-6).
+    pub fn note_served(&self, owner: &Owner) {
+        if !owner.known {
+            self.unknown.note(&owner.account, Outcome::Default);
+        }
+    }
+
+    /// Names without a row that were asked for.
+    pub fn unknown(&self) -> &UnknownNames {
+        &self.unknown
+    }
+
     /// Applies changes in their order: the map first, then the marks. So work that enters at any moment
     /// either reads the change or is found by its mark (P4).
     pub fn apply(&self, changes: &[(Epoch, Change)]) {
@@ -271,6 +307,7 @@ impl Ownership {
             map::Verdict::Held => Err(Refusal::Held { account }),
             map::Verdict::NoLogin => Err(Refusal::NoLogin { account }),
             map::Verdict::Broken => Err(Refusal::Unsettled),
+            map::Verdict::Ambiguous => Err(Refusal::Ambiguous { name: account }),
             map::Verdict::NoSuchAccount => Err(Refusal::NoSuchAccount),
             map::Verdict::ForeignDomain => Err(Refusal::ForeignDomain),
             map::Verdict::Owned { owner, epoch, known, .. } => {

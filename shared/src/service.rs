@@ -32,7 +32,7 @@ pub use self::passing::HandOverError;
 use self::reload::Reload;
 use self::table::{digests, start_feed};
 use self::take_over::Predecessor;
-use crate::config::{Config, LoadError};
+use crate::config::{Config, LoadError, NamesConfig};
 use crate::lifecycle::Lifecycle;
 use crate::listener::{BindError, Sockets};
 use crate::ownership::Ownership;
@@ -150,6 +150,13 @@ impl Ends {
 }
 
 impl Service {
+    /// Names lead to accounts by these rules from now on.
+    fn resolve_by(&self, names: &NamesConfig) {
+        let map = self.ownership.map();
+        map.set_default_domain(names.default_domain.clone());
+        map.set_routing_domains(names.routing_domains.clone());
+    }
+
     /// The configuration of now.
     pub fn config(&self) -> Arc<Config> {
         self.config.load_full()
@@ -181,7 +188,7 @@ pub async fn run<P: Program>(start: Start) -> Result<(), ServiceError> {
         certificates: Certificates::load(&config.tls)?,
         config: Arc::new(ArcSwap::new(Arc::clone(&config))),
     };
-    service.ownership.map().set_default_domain(config.names.default_domain.clone());
+    service.resolve_by(&config.names);
     raise_descriptor_limit();
     for warning in config.loops() {
         tracing::error!("{warning}");

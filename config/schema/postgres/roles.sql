@@ -29,6 +29,7 @@ GRANT USAGE ON SCHEMA public
 -- The services: read everything, write what they say about themselves, end holds and report disputes.
 GRANT SELECT ON database, clock, domains, accounts, aliases, changes, nodes, busy, activity,
     _sqlx_migrations TO mailshift_service;
+GRANT SELECT, INSERT, UPDATE, DELETE ON unknown_names TO mailshift_service;
 GRANT INSERT, UPDATE, DELETE ON nodes, busy, activity TO mailshift_service;
 GRANT EXECUTE ON FUNCTION expire_holds(), dispute(text, text, text), raise_clock(bigint),
     node_status(text) TO mailshift_service;
@@ -44,9 +45,9 @@ GRANT EXECUTE ON FUNCTION hold(text, interval), renew(text, text, interval), rel
 
 -- An operator: the plain SQL, and all functions.
 GRANT SELECT ON database, clock, domains, accounts, aliases, changes, nodes, busy, activity,
-    _sqlx_migrations, flip_status, migration_progress, reversible_accounts, addresses
-    TO mailshift_operator;
-GRANT DELETE ON accounts, aliases, domains, nodes TO mailshift_operator;
+    _sqlx_migrations, flip_status, migration_progress, reversible_accounts, addresses, unknown_names,
+    unknown_names_seen TO mailshift_operator;
+GRANT DELETE ON accounts, aliases, domains, nodes, unknown_names TO mailshift_operator;
 GRANT INSERT (account, owner, login, state, note), UPDATE (owner, login, state, note)
     ON accounts TO mailshift_operator;
 GRANT INSERT (alias, account, login, note), UPDATE (account, login, note)

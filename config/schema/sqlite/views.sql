@@ -42,3 +42,16 @@ SELECT a.account, a.owner, a.former_owner, a.flipped_at,
   LEFT JOIN nodes.activity t
     ON t.account = a.account AND t.owner = a.owner AND t.epoch >= a.flip_epoch
  WHERE a.flip_epoch IS NOT NULL;
+
+-- Of a group with one max() SQLite takes the other columns from the row that has it.
+CREATE TEMP VIEW unknown_names_seen AS
+SELECT u.name, u.outcome, sum(u.seen) AS seen,
+       (SELECT group_concat(service, ', ')
+          FROM (SELECT DISTINCT s.service FROM nodes.unknown_names s WHERE s.name = u.name
+                 ORDER BY s.service)) AS services,
+       (SELECT min(f.first_at) FROM nodes.unknown_names f WHERE f.name = u.name) AS first_at,
+       max(u.last_at) AS last_at
+  FROM nodes.unknown_names u
+ WHERE NOT EXISTS (SELECT 1 FROM main.accounts a WHERE a.account = u.name)
+   AND NOT EXISTS (SELECT 1 FROM main.aliases s WHERE s.alias = u.name)
+ GROUP BY u.name;

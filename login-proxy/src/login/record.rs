@@ -46,7 +46,10 @@ impl Tried<'_> {
         match denied {
             // Always a guess.
             Denied::Name(_) => {}
-            Denied::Owner(why @ ownership::Refusal::UnknownBackend { .. }) => {
+            Denied::Owner(
+                why @ (ownership::Refusal::UnknownBackend { .. }
+                | ownership::Refusal::Ambiguous { .. }),
+            ) => {
                 tracing::error!(session, %protocol, client = %address, ?user, method, %why, ms, "login refused");
             }
             Denied::Owner(why) => {

@@ -130,6 +130,7 @@ impl Denied {
                 ownership::Refusal::Stale
                 | ownership::Refusal::Held { .. }
                 | ownership::Refusal::UnknownBackend { .. }
+                | ownership::Refusal::Ambiguous { .. }
                 | ownership::Refusal::Unsettled,
             )
             | Self::Backend { .. }
@@ -173,7 +174,10 @@ impl Names {
 
     /// Registers the session, then reads its owner (P4).
     fn enter(&self, ownership: &Ownership) -> Result<Found, Denied> {
-        let entered = ownership.enter_held(&self.name, Work::Session).map_err(Denied::Owner)?;
+        let entered = ownership.enter_held(&self.name, Work::Session).map_err(|refusal| {
+            ownership.note_refused(&self.name);
+            Denied::Owner(refusal)
+        })?;
         let (owner, registration) = match entered {
             Entered::Owned(owner, registration) => (Box::new(owner), registration),
             Entered::Held { account, registration } => {
@@ -276,6 +280,7 @@ pub(super) async fn route(
         }
         return match attached {
             Ok(attached) => {
+                cx.ownership.note_served(&owner);
                 Ok(Granted { attached, owner: *owner, place, client: attempt.client.address })
             }
             Err(why) => Err(Denied::Backend { owner, why }),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says no by a panic")]
 
 mod mover;
+mod names;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -66,9 +67,10 @@ impl Shift {
 }
 
 /// The same walk on both databases.
-fn walk(shift: &Shift, run_sql: impl Fn(&str)) {
+fn walk(shift: &Shift, version: u32, run_sql: impl Fn(&str)) {
     shift.says(&["schema", "apply"]);
-    assert!(shift.says(&["schema", "show"]).starts_with("ownership: version 1, up to date\n"));
+    let shown = format!("ownership: version {version}, up to date\n");
+    assert!(shift.says(&["schema", "show"]).starts_with(&shown));
     shift.says(&["schema", "apply"]);
     run_sql("INSERT INTO domains (domain, default_owner) VALUES ('example.org', 'old')");
 
@@ -177,7 +179,7 @@ fn commands_on_sqlite() {
     let shift = Shift::sqlite();
     let complaint = shift.refuses(&["accounts", "list"]);
     assert!(complaint.contains("mailshift schema apply"), "{complaint}");
-    walk(&shift, |sql| drop(shift.says(&["sql", sql])));
+    walk(&shift, 1, |sql| drop(shift.says(&["sql", sql])));
     assert!(shift.refuses(&["sql", "DELETE FROM clock"]).contains("one row"));
     assert!(shift.refuses(&["schema", "apply", "--roles"]).contains("no roles"));
 
@@ -194,7 +196,7 @@ fn commands_on_postgres() {
     let server = Server::shared();
     let shift = Shift::postgres();
     let database = database_of(&shift);
-    walk(&shift, |sql| drop(server.psql(&database, sql).unwrap()));
+    walk(&shift, 2, |sql| drop(server.psql(&database, sql).unwrap()));
     shift.says(&["schema", "apply", "--roles"]);
     assert_eq!(
         server

@@ -2,6 +2,7 @@
 
 mod backends;
 mod login;
+mod names;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +13,7 @@ use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
     Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    LoginListener, MxConfig, NamesConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+    LoginListener, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
 };
 use crate::address::{Address, Domain};
 
@@ -81,24 +82,6 @@ impl Parser<'_, '_> {
             login,
             tls: self.tls(file.tls),
             log: self.log(file.log),
-        }
-    }
-
-    fn names(&mut self, names: raw::Names) -> NamesConfig {
-        let separators = &names.master_separators;
-        let good = |c: char| c.is_ascii_punctuation() && !"@+-._".contains(c);
-        if !separators.chars().all(good) {
-            let message = "must be punctuation that no mailbox name has, such as \"*\" or \"*%\"";
-            self.problems.note("names.master_separators", message);
-        }
-        NamesConfig {
-            default_domain: self.optional(
-                "names.default_domain",
-                &names.default_domain,
-                Domain::parse,
-            ),
-            master_separators: names.master_separators.into(),
-            token_claims: names.token_claims.into_iter().map(String::into).collect(),
         }
     }
 

@@ -90,6 +90,7 @@ impl std::fmt::Debug for Ownership {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Names {
     pub(super) default_domain: String,
+    pub(super) routing_domains: BTreeMap<String, String>,
     pub(super) master_separators: String,
     pub(super) token_claims: Vec<String>,
 }
@@ -98,6 +99,7 @@ impl Default for Names {
     fn default() -> Self {
         Self {
             default_domain: String::new(),
+            routing_domains: BTreeMap::new(),
             master_separators: "*".into(),
             token_claims: ["email", "preferred_username", "upn"].map(str::to_owned).into(),
         }

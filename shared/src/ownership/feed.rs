@@ -13,6 +13,7 @@ mod history;
 #[cfg(test)]
 mod model;
 mod report;
+mod unknown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,8 +56,9 @@ pub struct Feed {
     complaint: Complaint,
     /// The node's row may be in the table by this process.
     may_be_in: bool,
-    /// The lease that was last granted. A report counts only while it stands: a failed poll is followed by
-    /// another lease, so what that poll may still write later finds itself overtaken.
+    /// The lease that was last granted; `None` after a failed poll. A report counts only while it stands: a
+    /// failed poll is followed by another lease, whatever it was for and whoever asks for the next one, so what
+    /// that poll may still write later finds itself overtaken.
     grant: Option<Grant>,
     /// What was last written to `busy` and at which epoch; `None` when that is not known.
     reported: Option<(Epoch, Vec<Busy>)>,
@@ -113,6 +115,7 @@ impl Feed {
             () = self.follow() => {}
             () = guard_lease(&ownership) => {}
             () = expire_holds(&store) => {}
+            () = unknown::report_unknown_names(&store, &ownership) => {}
         }
         ownership.stop_serving();
     }
@@ -154,6 +157,9 @@ impl Feed {
         let (accounts, aliases, domains) = self.ownership.map().counts();
         let epoch = self.cursor.epoch;
         tracing::info!(accounts, aliases, domains, epoch, "ownership loaded");
+        for domain in self.ownership.map().contradicted_routing_domains() {
+            tracing::error!(%domain, "a routing domain (names.routing_domains) is in the table as a domain of its own: everything there is refused temporarily until one of the two is gone");
+        }
     }
 
     /// Polls for ever. Ends never; the caller drops it.
@@ -163,15 +169,20 @@ impl Feed {
         let mut next = Instant::now() + self.poll_interval;
         let mut polled = Instant::now();
         loop {
+            let report_at = polled + DRAINED_EVERY;
             let drained = async {
                 registry.drained().await;
-                sleep_until(polled + DRAINED_EVERY).await;
+                sleep_until(report_at).await;
             };
-            let poll = tokio::select! {
-                biased;
-                () = sleep_until(next) => Poll::Interval,
-                () = waker.told() => Poll::Notified,
-                () = drained => Poll::Notified,
+            let poll = if self.grant.is_none() {
+                Poll::Interval
+            } else {
+                tokio::select! {
+                    biased;
+                    () = sleep_until(next) => Poll::Interval,
+                    () = waker.told() => Poll::Notified,
+                    () = drained => Poll::Notified,
+                }
             };
             if poll == Poll::Interval {
                 next = Instant::now() + self.poll_interval;
@@ -179,9 +190,8 @@ impl Feed {
             match self.poll(poll).await {
                 Ok(()) => self.complaint.withdraw("the ownership table is read again"),
                 Err(error) => {
+                    self.grant = None;
                     self.mend(error).await;
-                    // The next one renews the lease, whatever this one was for.
-                    next = Instant::now();
                 }
             }
             polled = Instant::now();

@@ -3,8 +3,8 @@
 //! Written by the feed only, in the order of the changes; read by every look-up. A look-up takes a read
 //! lock, which the feed never holds for more than [`APPLY_BATCH`] rows, and never awaits.
 //!
-//! Resolution, once and in one place: alias, account, bare login + default domain, sub-address,
-//! catch-all (mail only), the domain's default owner. Each answer carries its *trail*: every name that
+//! Resolution, once and in one place: routing domain, alias, account, bare login + default domain,
+//! sub-address, catch-all (mail only), the domain's default owner. Each answer carries its *trail*: every name that
 //! was consulted, found or not. Work is registered under its trail, so a row that appears later (an alias,
 //! an account that lived by its domain's default) finds it, too.
 //!
@@ -16,7 +16,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Epoch;
 use super::name::{Name, Purpose};
-use crate::address::Domain;
+use super::routing::RoutingDomains;
+use crate::address::{Address, Domain};
 
 /// How many rows were written to a copy. A look-up that saw version v saw the first v of them and no more.
 pub type Version = u64;
@@ -40,6 +41,8 @@ pub struct Tables {
     owners: Vec<Box<str>>,
     /// Appended to bare logins that are no names by themselves.
     default_domain: Option<Domain>,
+    /// Domains that stand for others.
+    routing: RoutingDomains,
     version: Version,
 }
 
@@ -149,6 +152,8 @@ pub enum Verdict {
     ForeignDomain,
     /// An alias without its account: the copy is wrong, nothing is decided from it.
     Broken,
+    /// A name in a routing domain that has rows of its own, which lead elsewhere.
+    Ambiguous,
 }
 
 impl Change {
@@ -172,6 +177,7 @@ impl OwnerMap {
     pub fn replace(&self, mut fresh: Tables) -> (Version, Vec<Change>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         fresh.default_domain.clone_from(&tables.default_domain);
+        fresh.routing.clone_from(&tables.routing);
         fresh.version = tables.version.saturating_add(1);
         let differences = tables.differences(&fresh);
         *tables = fresh;
@@ -212,6 +218,25 @@ impl OwnerMap {
     /// Sets the domain that bare logins get.
     pub fn set_default_domain(&self, domain: Option<Domain>) {
         self.tables.write().unwrap_or_else(PoisonError::into_inner).default_domain = domain;
+    }
+
+    /// Sets the domains that stand for others.
+    pub fn set_routing_domains(&self, domains: RoutingDomains) {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner).routing = domains;
+    }
+
+    /// The address that its owner knows, for one in a routing domain: the same local part in the domain for
+    /// which that stands. `None` for every other address.
+    pub fn real_address(&self, address: &Address) -> Option<Address> {
+        let real = self.read().routing.real(address.domain().as_str())?.clone();
+        Some(address.at(real))
+    }
+
+    /// Routing domains that are in the table as domains of their own, so that nothing there is deliverable.
+    pub(super) fn contradicted_routing_domains(&self) -> Vec<Box<str>> {
+        let tables = self.read();
+        let contradicted = |name: &&str| tables.domains.contains_key(*name);
+        tables.routing.names().filter(contradicted).map(Into::into).collect()
     }
 
     /// Accounts, aliases and domains held.
@@ -257,27 +282,50 @@ impl Tables {
 
     fn resolve(&self, name: &Name) -> Answer {
         let mut trail = Trail::with_capacity(3);
-        if let Some(found) = self.find_row(name.as_str(), name.purpose(), &mut trail) {
-            return found.with(trail, self.version);
-        }
-        let qualified = match (name.split(), &self.default_domain) {
-            (Some(_), _) => None,
-            (None, Some(domain)) => Some(format!("{name}@{domain}")),
-            (None, None) => {
-                return Found::new(name.as_str(), Verdict::NoSuchAccount).with(trail, self.version);
+        let routed = name
+            .split()
+            .and_then(|(local, domain)| Some((local, domain, self.routing.real(domain)?)));
+        let found = match routed {
+            Some((local, domain, real)) => {
+                let real = format!("{local}@{real}");
+                self.find_routed(name, domain, &real, &mut trail)
             }
-        };
-        if let Some(found) =
-            qualified.as_deref().and_then(|q| self.find_row(q, name.purpose(), &mut trail))
-        {
-            return found.with(trail, self.version);
-        }
-        let full = qualified.as_deref().unwrap_or(name.as_str());
-        let found = match full.rsplit_once('@') {
-            Some((local, domain)) => self.find_by_domain(local, domain, name.purpose(), &mut trail),
-            None => Found::new(full, Verdict::NoSuchAccount),
+            None => self.find(name.as_str(), name.purpose(), &mut trail),
         };
         found.with(trail, self.version)
+    }
+
+    /// What the real name leads to. A row of the routing domain, or of this name in it, contradicts the
+    /// configuration where it leads elsewhere, and nobody can say which of the two is meant.
+    fn find_routed(&self, name: &Name, domain: &str, real: &str, trail: &mut Trail) -> Found {
+        let own = self.find_row(name.as_str(), name.purpose(), trail);
+        trail.push(domain_key(domain));
+        let found = self.find(real, name.purpose(), trail);
+        let elsewhere = own.is_some_and(|own| own.account != found.account);
+        if elsewhere || self.domains.contains_key(domain) {
+            return Found::new(name.as_str(), Verdict::Ambiguous);
+        }
+        found
+    }
+
+    fn find(&self, name: &str, purpose: Purpose, trail: &mut Trail) -> Found {
+        if let Some(found) = self.find_row(name, purpose, trail) {
+            return found;
+        }
+        let qualified = match (name.contains('@'), &self.default_domain) {
+            (true, _) => None,
+            (false, Some(domain)) => Some(format!("{name}@{domain}")),
+            (false, None) => return Found::new(name, Verdict::NoSuchAccount),
+        };
+        let row = qualified.as_deref().and_then(|name| self.find_row(name, purpose, trail));
+        if let Some(found) = row {
+            return found;
+        }
+        let full = qualified.as_deref().unwrap_or(name);
+        match full.rsplit_once('@') {
+            Some((local, domain)) => self.find_by_domain(local, domain, purpose, trail),
+            None => Found::new(full, Verdict::NoSuchAccount),
+        }
     }
 
     /// The name itself as alias or account.

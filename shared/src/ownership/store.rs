@@ -17,7 +17,13 @@ use arc_swap::ArcSwap;
 use super::Epoch;
 use super::map::{Change, Claim, Tables};
 use super::registry::Busy;
+use super::unknown::Sighting;
 use crate::config::OwnershipConfig;
+
+/// Names without a row that each service of a node keeps in the table.
+const UNKNOWN_ROWS: i64 = 10_000;
+/// How long a name stays there that does not come again.
+const UNKNOWN_DAYS: i32 = 90;
 
 /// The ownership table in a database.
 #[derive(Debug)]
@@ -255,6 +261,14 @@ impl Store {
         match self {
             Self::Postgres(store) => store.report(cursor, grant, report).await,
             Self::Sqlite(store) => store.report(cursor, report).await,
+        }
+    }
+
+    /// Adds to the names without a row that this node was asked for.
+    pub(super) async fn report_unknown(&self, sightings: &[Sighting]) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(store) => store.report_unknown(sightings).await,
+            Self::Sqlite(store) => store.report_unknown(sightings).await,
         }
     }
 

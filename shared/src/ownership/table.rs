@@ -9,6 +9,7 @@ mod accounts;
 mod flip;
 mod holds;
 mod import;
+mod unknown;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub use flip::{Flipped, Settling};
 pub use holds::NodeStatus;
 pub(super) use holds::expire_sqlite;
 pub use import::{ImportRow, Imported, Moves, Problem, read_csv};
+pub use unknown::UnknownName;
 
 use super::schema::{self, Apply, SchemaError};
 use super::store::{self, StoreError};

@@ -83,7 +83,7 @@ impl<P: Program> Reload<P> {
             return false;
         }
         self.program.reload(service, &config).await;
-        service.ownership.map().set_default_domain(config.names.default_domain.clone());
+        service.resolve_by(&config.names);
         service.ownership.set_backends(config.backends.clone());
         self.known.set(digests(&config.backends));
         if let Err(error) = self.log.set_level(&config.log.level) {

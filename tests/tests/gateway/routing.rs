@@ -1,7 +1,8 @@
 //! Whose a recipient is, and what a sender hears of one that is nobody's.
 
 use anyhow::Result;
-use shared::address::Address;
+use shared::address::{Address, Domain};
+use shared::ownership::{Change, DomainRow, RoutingDomains};
 use tests::gateway_node::{GatewayNode, Settings};
 use tests::sink::{Answer, Manners, Sink};
 
@@ -256,5 +257,121 @@ async fn a_hundred_recipients_and_more_are_taken_at_once() -> Result<()> {
     client.conversation.send(b".\r\n").await?;
     assert_eq!(client.reply().await?.code, 250);
     assert_eq!(old.recipients(), to);
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_without_a_row_are_noted_where_they_are_refused_or_confirmed() -> Result<()> {
+    let refusal = Answer::Say("550 5.1.1 unknown");
+    let manners = Manners::default().but("RCPT TO:<gone@", refusal);
+    let stage = Stage::set_with(manners, Manners::default()).await?;
+    stage.send(&["eve@example.org"]).await?;
+    stage.send(&["zoe@elsewhere.example"]).await?;
+    stage.node.set_domain(Some("old"));
+    // Known, unknown to the owner, confirmed by it.
+    for to in [ANN, "gone@example.org", "cat+x@example.org"] {
+        stage.send(&[to]).await?;
+    }
+    let mut noted = stage.node.ownership.unknown().take();
+    noted.sort_by(|a, b| a.name.cmp(&b.name));
+    let noted: Vec<_> = noted.iter().map(|s| (&*s.name, s.outcome.as_str())).collect();
+    assert_eq!(
+        noted,
+        [
+            ("cat@example.org", "default"),
+            ("eve@example.org", "refused"),
+            ("zoe@elsewhere.example", "refused"),
+        ]
+    );
+    Ok(())
+}
+
+/// The stage, at which `moved.example.org` stands for the accounts' domain.
+async fn stage_with_routing_domain() -> Result<Stage> {
+    let stage = Stage::set().await?;
+    let pair = (Domain::parse("moved.example.org")?, Domain::parse("example.org")?);
+    stage.node.ownership.map().set_routing_domains(RoutingDomains::new([pair])?);
+    Ok(stage)
+}
+
+#[tokio::test]
+async fn what_comes_by_a_routing_domain_is_sent_on_in_the_real_one() -> Result<()> {
+    let stage = stage_with_routing_domain().await?;
+    stage.node.set_alias("ed@example.org", "ned");
+    for to in ["Ned@MOVED.example.org", "ned+X@moved.example.org", "ed@moved.example.org"] {
+        assert!(stage.send(&[to]).await?.is_positive(), "{to}");
+    }
+    assert!(stage.old.connections().is_empty());
+    assert_eq!(stage.new.recipients(), ["Ned@example.org", "ned+X@example.org", "ed@example.org"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn by_a_routing_domain_everything_is_refused_that_is_refused_without() -> Result<()> {
+    let stage = stage_with_routing_domain().await?;
+    for (to, expected) in [
+        ("gone@moved.example.org", "550 5.1.1 <gone@moved.example.org>: no such recipient"),
+        ("ann%x@moved.example.org", "550 5.1.1 <ann%x@moved.example.org>: no such recipient"),
+        ("ann@other.example.org", "550 5.7.1 <ann@other.example.org>: relaying denied"),
+    ] {
+        assert_eq!(stage.send(&[to]).await?.to_string(), expected);
+    }
+    stage.node.set_domain(Some("new"));
+    let reply = stage.send(&["gone@moved.example.org"]).await?;
+    assert!(reply.is_positive(), "{reply}");
+    let reply = stage.send(&["ann%x@moved.example.org"]).await?;
+    assert_eq!(reply.to_string(), "550 5.7.1 <ann%x@moved.example.org>: relaying denied");
+    assert_eq!(stage.new.recipients(), ["gone@example.org"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mailbox_named_by_both_its_domains_gets_one_message() -> Result<()> {
+    for group in [["ned@moved.example.org", NED], [NED, "ned@moved.example.org"]] {
+        let stage = stage_with_routing_domain().await?;
+        let mut client = stage.envelope(&[group[0], group[1], ANN]).await?;
+        assert_eq!(message(&mut client).await?.code, 250);
+        assert_eq!(stage.new.recipients(), [NED]);
+        assert_eq!(stage.old.recipients(), [ANN]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_flip_between_rcpt_and_data_reroutes_a_routing_name() -> Result<()> {
+    let stage = stage_with_routing_domain().await?;
+    let mut client = stage.envelope(&["ann@moved.example.org"]).await?;
+    stage.node.set_owner("ann", "new");
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert!(stage.old.messages().is_empty());
+    assert_eq!(stage.new.recipients(), [ANN]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_routing_domain_has_a_postmaster() -> Result<()> {
+    let old = Sink::start("old", Manners::default()).await?;
+    let mut settings = Settings::default();
+    settings.rules.postmaster = Some(Address::parse(ANN)?);
+    let node = GatewayNode::start_with([old.configured()], settings)?;
+    let pair = (Domain::parse("moved.example.org")?, Domain::parse("example.org")?);
+    node.ownership.map().set_routing_domains(RoutingDomains::new([pair])?);
+    node.set_owner("ann", "old");
+    let to = ["Postmaster@moved.example.org", "abuse@moved.example.org"];
+    let mut client = envelope(&node, &to).await?;
+    assert_eq!(message(&mut client).await?.code, 250);
+    assert_eq!(old.recipients(), [ANN]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_routing_domain_with_rows_of_its_own_is_refused_temporarily() -> Result<()> {
+    let stage = stage_with_routing_domain().await?;
+    let row = DomainRow { default_owner: Some("old".into()), ..DomainRow::default() };
+    stage.node.change(&Change::Domain("moved.example.org".into(), Some(row)));
+    let reply = stage.send(&["ned@moved.example.org"]).await?;
+    assert!(reply.to_string().starts_with("451 4.3.5 "), "{reply}");
+    assert!(stage.send(&[NED]).await?.is_positive());
+    assert!(stage.old.connections().is_empty());
     Ok(())
 }

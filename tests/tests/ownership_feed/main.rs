@@ -10,6 +10,7 @@ mod node;
 mod pooler;
 mod report;
 mod sqlite;
+mod unknown;
 
 /// Runs each test on Postgres and on SQLite.
 macro_rules! on_both_stores {

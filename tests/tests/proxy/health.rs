@@ -181,7 +181,7 @@ async fn a_backend_that_was_down_is_used_again_when_it_is_back() -> Result<()> {
 #[tokio::test]
 async fn each_change_is_logged_once_with_its_reason_and_what_is_next() -> Result<()> {
     log_everything();
-    let address = reserve()?;
+    let address = reserve_one()?;
     let gone = LoginBackend::start("old", Manners::default()).await?;
     let name = BackendName::parse("old").map_err(anyhow::Error::msg)?;
     let reach = Arc::new(Reach::new(&name, "imap", Arc::default(), Arc::default()));

@@ -4,8 +4,10 @@ use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use login_proxy::offer::Offer;
+use shared::address::Domain;
 use shared::backend::Backend;
 use shared::config::NamesConfig;
+use shared::ownership::RoutingDomains;
 use shared::sasl::{Mechanism, Mechanisms};
 use tests::conversation::Conversation;
 use tests::login_backend::{LoginBackend, Manners, Verdict};
@@ -24,9 +26,9 @@ fn node(backends: impl IntoIterator<Item = Backend>) -> Result<LoginNode> {
         mechanisms: Mechanisms::of_words(Mechanism::ALL.map(Mechanism::as_str)),
     };
     let names = NamesConfig {
-        default_domain: None,
         master_separators: "*%".into(),
         token_claims: ["email".into(), "upn".into()].into(),
+        ..NamesConfig::default()
     };
     let mut settings = Settings { offer: Some(offer), names, ..Settings::default() };
     settings.rules.hold_wait = PATIENCE;
@@ -147,5 +149,61 @@ async fn a_session_ends_when_its_tokens_name_comes_to_mean_another_account() -> 
     assert!(client.closed().await?.is_empty());
     old.until("the session is over", |all| all.iter().all(|c| c.closed)).await?;
     node.applied().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_by_a_routing_domain_goes_to_the_accounts_owner_unchanged() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    let pair = (Domain::parse("moved.example.org")?, Domain::parse("example.org")?);
+    node.ownership.map().set_routing_domains(RoutingDomains::new([pair])?);
+    let mut client = node.connect().await?;
+    client.say("a LOGIN Bob@moved.example.org secret").await?;
+    client.expect("a OK").await?;
+    assert!(old.connections().is_empty());
+    assert_eq!(new.logins(), ["Bob@moved.example.org"]);
+    // It is the account's session: a flip ends it.
+    node.set_owner("bob", "old");
+    assert!(client.closed().await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_ambiguous_name_is_no_wrong_password() -> Result<()> {
+    let (old, new, node) = stage().await?;
+    let pair = (Domain::parse("moved.example.org")?, Domain::parse("example.org")?);
+    node.ownership.map().set_routing_domains(RoutingDomains::new([pair])?);
+    node.set_alias("bob@moved.example.org", "ann");
+    let mut client = node.connect().await?;
+    client.say("a LOGIN bob@moved.example.org secret").await?;
+    client.expect("a NO [UNAVAILABLE]").await?;
+    assert!(old.connections().is_empty() && new.connections().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_without_a_row_are_noted_and_passwords_are_not() -> Result<()> {
+    let (_old, _new, node) = stage().await?;
+    node.ownership.map().set_default_domain(Some(Domain::parse("example.org")?));
+    for user in ["eve", "hunter2!", "9LiveCats", "zoe@elsewhere.example"] {
+        let mut client = node.connect().await?;
+        client.say(&format!("a LOGIN {user} secret")).await?;
+        client.expect("a NO [AUTHENTICATIONFAILED]").await?;
+    }
+    node.set_domain(Some("old"));
+    let mut client = node.connect().await?;
+    client.say("a LOGIN dan+x@example.org secret").await?;
+    client.expect("a OK").await?;
+    let mut noted = node.ownership.unknown().take();
+    noted.sort_by(|a, b| a.name.cmp(&b.name));
+    let noted: Vec<_> = noted.iter().map(|s| (&*s.name, s.outcome.as_str())).collect();
+    assert_eq!(
+        noted,
+        [
+            ("dan@example.org", "default"),
+            ("eve@example.org", "refused"),
+            ("zoe@elsewhere.example", "refused"),
+        ]
+    );
     Ok(())
 }

@@ -21,11 +21,15 @@ async fn each_role_may_do_its_own_work_and_no_other() {
         "UPDATE domains SET default_owner = 'new' WHERE domain = 'strict.example'",
         "UPDATE nodes SET forgotten = true",
         "SELECT * FROM reversible_accounts",
+        "SELECT * FROM unknown_names_seen",
+        "DELETE FROM unknown_names",
     ];
     let mover = ["SELECT release('bob@example.org', hold('bob@example.org', '1 s'))"];
     let service = [
         "INSERT INTO nodes (node, service, incarnation, version, lease_until) \
          VALUES ('a', 'mx-gateway', 'i', '1', clock_timestamp())",
+        "INSERT INTO unknown_names (node, service, name, outcome) \
+         VALUES ('a', 'mx-gateway', 'eve@example.org', 'refused')",
         "SELECT expire_holds()",
         "SELECT * FROM accounts, aliases, domains, changes, clock",
         "DELETE FROM nodes",

@@ -3,6 +3,7 @@
 mod listener;
 mod report;
 mod session;
+mod unknown;
 
 use std::collections::HashSet;
 use std::fmt;

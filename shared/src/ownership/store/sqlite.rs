@@ -3,6 +3,8 @@
 //! What the services write (`nodes`, `busy`) lives in a second file beside it, so that a service never
 //! locks the file in which an operator's shell is about to flip an account.
 
+mod unknown;
+
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
