@@ -17,16 +17,11 @@ fn unknown_names(shift: &Shift, table: &str, run_sql: &dyn Fn(&str)) {
     row("b", "mx-gateway", "cat@example.org", "default", 3, "2030-01-03 00:00:00.000");
     row("a", "login-proxy", "eve@example.org", "refused", 9, "2030-01-02 00:00:00.000");
     let said = shift.says(&["names", "unknown"]);
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(
-        lines[..2],
-        [
-            "       9  eve@example.org  refused  2030-01-01 00:00:00 to 2030-01-02 00:00:00, login-proxy",
-            "       5  cat@example.org  default  2030-01-01 00:00:00 to 2030-01-03 00:00:00, login-proxy, \
-             mx-gateway",
-        ]
-    );
-    assert!(lines[2].contains("mailshift accounts import"), "{said}");
+    let listed = "       9  eve@example.org  refused  2030-01-01 00:00:00 to 2030-01-02 00:00:00, login-proxy\n       \
+                  5  cat@example.org  default  2030-01-01 00:00:00 to 2030-01-03 00:00:00, login-proxy, \
+                  mx-gateway\n";
+    let advice = said.strip_prefix(listed);
+    assert!(advice.is_some_and(|text| text.contains("mailshift accounts import")), "{said}");
     assert!(!shift.says(&["names", "unknown", "--outcome", "default"]).contains("eve@"));
     assert!(!shift.says(&["names", "unknown", "--limit", "1"]).contains("cat@"));
     assert!(shift.refuses(&["names", "unknown", "--outcome", "x"]).contains("default, refused"));
