@@ -63,7 +63,7 @@ impl Host {
         for (protocol, _) in PROTOCOLS {
             old.push(LoginBackend::start("old", Manners::of(protocol)).await.unwrap());
             new.push(LoginBackend::start("new", Manners::of(protocol)).await.unwrap());
-            logins.push(ports::reserve().unwrap());
+            logins.push(ports::reserve_one().unwrap());
         }
         let table = Table::create(engine).unwrap();
         table
@@ -79,7 +79,7 @@ impl Host {
             new,
             mail: Sink::start("old", tests::sink::Manners::lmtp()).await.unwrap(),
             logins,
-            smtp: ports::reserve().unwrap(),
+            smtp: ports::reserve_one().unwrap(),
         };
         host.configure(&host.configuration());
         host.install("login-proxy");

@@ -92,7 +92,7 @@ async fn connections_from_a_reload_on_go_by_it_and_those_before_as_they_began() 
 async fn what_needs_a_restart_is_named_key_by_key() {
     let host = Host::new(Engine::Sqlite).await;
     let mut proxy = host.start("login-proxy").await;
-    let elsewhere = tests::ports::reserve().unwrap();
+    let elsewhere = tests::ports::reserve_one().unwrap();
     let changed = host
         .configuration()
         .replace(&host.logins[0].to_string(), &elsewhere.to_string())
@@ -148,7 +148,7 @@ async fn changed_certificates_are_shown_and_sessions_under_the_old_ones_live_on(
     let ca = TestCa::new().unwrap();
     let tls = ca.connector().unwrap();
     let [old, new] = ["old.example.org", "new.example.org"].map(|name| ca.issue(name).unwrap());
-    let address = tests::ports::reserve().unwrap();
+    let address = tests::ports::reserve_one().unwrap();
     let (cert, key) = (host.place.join("cert.pem"), host.place.join("key.pem"));
     let show = |identity: &Identity| {
         std::fs::copy(&identity.cert_file, &cert).unwrap();
