@@ -15,6 +15,7 @@ mod measure;
 mod peers;
 mod proxy;
 mod relay;
+mod restart;
 mod smtp;
 mod stage;
 mod table;
@@ -50,6 +51,8 @@ enum Part {
     Trip,
     /// How long a login takes among thousands of sessions and attackers.
     Crowd,
+    /// Logins while the process is replaced.
+    Restart,
     /// Cut-through messages: CPU and rate.
     Mail,
 }
@@ -74,6 +77,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Relay => relay::run().await?,
             Part::Trip => trip::run().await?,
             Part::Crowd => crowd::run().await?,
+            Part::Restart => restart::run().await?,
             Part::Mail => mail::run().await?,
         }
         println!("({part:?}: {:.0} s)", began.elapsed().as_secs_f64());

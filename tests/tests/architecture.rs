@@ -165,6 +165,7 @@ fn no_deadline_is_by_the_clock_on_the_wall() {
             "shared/src/tls/certificates.rs",
             "shared/src/tls/tickets.rs",
             "shared/src/resolver.rs",
+            "shared/src/state_dir.rs",
             "mx-gateway/src/serve.rs",
         ],
         &["SystemTime", "OffsetDateTime::now", "ClockId::Realtime"],

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tests::dovecot::{self, Dovecot, Full};
 use tests::imap::Imap;
@@ -212,6 +213,20 @@ impl Town {
             let server = server.unwrap_or_else(|e| panic!("{account} {protocol:?} {node}: {e:#}"));
             assert_eq!(server, self.streets.ledger.owner(account), "{account} {protocol:?}");
         }
+    }
+
+    /// Waits until a node lets somebody in.
+    pub async fn is_served_again(&self, node: usize) {
+        let (somebody, protocol) = (&self.streets.accounts[0], Protocol::Imap);
+        let address = self.streets.address(node, protocol);
+        for _ in 0..300 {
+            match Session::log_in(protocol, address, somebody).await.unwrap() {
+                Login::Joined(_) => return,
+                Login::Refused(words) => assert!(protocol.is_temporary(&words), "{words}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{} serves nobody", NODES[node]);
     }
 
     /// Every session at a node ends.
