@@ -5,7 +5,8 @@ use std::path::Path;
 
 use shared::backend::BackendName;
 use shared::ownership::table::{
-    AccountLine, AuditLine, Flipped, Imported, NodeStatus, Problem, SchemaVersion, Settling, Shown,
+    AccountLine, AuditLine, Flipped, Imported, Made, NodeStatus, Problem, SchemaVersion, Settling,
+    Shown,
 };
 
 pub(crate) fn schema(out: &mut impl Write, versions: &[SchemaVersion]) -> io::Result<()> {
@@ -116,11 +117,20 @@ pub(crate) fn settling(out: &mut impl Write, settling: &Settling) -> io::Result<
     writeln!(out)
 }
 
+/// Rows that a command made: a name that was not meant shows itself here.
+pub(crate) fn made(out: &mut impl Write, rows: &[Made]) -> io::Result<()> {
+    for Made { account, owner } in rows {
+        writeln!(out, "{account} had no row: it lived at its domain's default owner, {owner}")?;
+    }
+    Ok(())
+}
+
 pub(crate) fn flipped(
     out: &mut impl Write,
     flipped: &Flipped,
     owner: &BackendName,
 ) -> io::Result<()> {
+    made(out, &flipped.made)?;
     for account in &flipped.unchanged {
         writeln!(out, "{account} is at {owner} already")?;
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says no by a panic")]
 
 mod mover;
+mod rows;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -113,7 +114,8 @@ fn walk(shift: &Shift, run_sql: impl Fn(&str)) {
     ];
     assert_eq!(
         shift.says(&flip),
-        "bob@example.org is at new already\nann@example.org is at new now\n\
+        "zoe@example.org had no row: it lived at its domain's default owner, old\n\
+         bob@example.org is at new already\nann@example.org is at new now\n\
          zoe@example.org is at new now\nsettled on every live node\n"
     );
     let shown = shift.says(&["accounts", "show", "annie"]);

@@ -6,6 +6,7 @@
 //! [`store`](super::store).
 
 mod accounts;
+mod ensure;
 mod flip;
 mod holds;
 mod import;
@@ -20,10 +21,11 @@ use sqlx::sqlite::{
 };
 
 pub use accounts::{AccountLine, AuditLine, Filter, Shown};
+pub use ensure::{LivesElsewhere, Made};
 pub(super) use flip::sign_sqlite;
 pub use flip::{Flipped, Settling};
-pub use holds::NodeStatus;
 pub(super) use holds::expire_sqlite;
+pub use holds::{Hold, NodeStatus};
 pub use import::{ImportRow, Imported, Moves, Problem, read_csv};
 
 use super::schema::{self, Apply, SchemaError};
@@ -113,6 +115,9 @@ pub enum TableError {
         /// Where it leads.
         account: String,
     },
+    /// A row at its domain's default owner would move it.
+    #[error(transparent)]
+    LivesElsewhere(#[from] LivesElsewhere),
     /// Held accounts keep their owner.
     #[error(
         "held, so the owner cannot change: {} (to end a hold or a dispute deliberately: UPDATE accounts \
