@@ -101,3 +101,32 @@ fn a_row_that_a_command_makes_is_told() {
         assert!(stage.shift.says(&waves).starts_with(&told("eve@example.org")));
     });
 }
+
+/// A slip makes no account to which no mail could come.
+#[test]
+fn what_can_be_no_address_is_no_account() {
+    both(|stage| {
+        for name in [
+            "joe@example.org,eve@example.org",
+            "joe,eve@example.org",
+            "joe eve@example.org",
+            "<joe@example.org",
+            "joe@eve@example.org",
+            "joe;@example.org",
+        ] {
+            stage.gets_no_row(name, "accounts are separated by spaces");
+            let file = stage.shift.csv(&format!("account,owner\n\"{name}\",old\n"));
+            let complaint = stage.shift.refuses(&["accounts", "import", &file]);
+            assert!(complaint.contains("unquoted"), "{complaint}");
+        }
+        stage.hold("\"joe,eve\"@example.org");
+        assert!(
+            stage.shift.says(&["accounts", "list", "--held"]).contains("joe,eve@example.org  old")
+        );
+        let names = "account,owner,aliases\nj\u{f6}rg@example.org,old,j\u{f6}rg EXAMPLE\\jorg\n";
+        let file = stage.shift.csv(names);
+        assert!(
+            stage.shift.says(&["accounts", "import", &file]).starts_with("added 1 accounts and 2")
+        );
+    });
+}

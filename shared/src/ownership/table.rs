@@ -35,6 +35,8 @@ use crate::backend::BackendName;
 
 /// Longest wait for a connection, and for another writer's lock.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What stands in a local part only between quotes (RFC 5321 §4.1.2).
+const SPECIALS: &str = "()<>[]:;@\\,\" ";
 /// Views across both SQLite files, made anew on each connection.
 const SQLITE_VIEWS: &str = include_str!("../../../config/schema/sqlite/views.sql");
 /// Roles and rights in Postgres.
@@ -337,7 +339,8 @@ pub fn sqlite_preamble(file: &std::path::Path) -> String {
     format!("ATTACH '{}' AS nodes;\n{SQLITE_VIEWS}", quoted(&store::nodes_file(file)))
 }
 
-/// A name as rows have it.
+/// A name as rows have it: an address, a bare login name, or an address in a form that only logins have
+/// (beyond ASCII, say).
 ///
 /// # Errors
 ///
@@ -347,9 +350,17 @@ pub fn canonical(name: &str) -> Result<String, TableError> {
     if let Ok(address) = Address::parse(name) {
         return Ok(address.canonical());
     }
-    match super::Name::of_login(name.as_bytes()) {
-        Ok(login) => Ok(login.as_str().to_owned()),
-        Err(error) => Err(TableError::BadName { name: name.to_owned(), why: error.to_string() }),
+    let refused = |why| TableError::BadName { name: name.to_owned(), why };
+    let login =
+        super::Name::of_login(name.as_bytes()).map_err(|error| refused(error.to_string()))?;
+    // Such a row would be an account to which no mail could come, made by a slip.
+    let local = name.rsplit_once('@').map_or("", |(local, _)| local);
+    match local.chars().find(|letter| SPECIALS.contains(*letter)) {
+        Some(special) => Err(refused(format!(
+            "{special:?} stands before its @ unquoted (RFC 5321), which no address has; accounts are \
+             separated by spaces"
+        ))),
+        None => Ok(login.as_str().to_owned()),
     }
 }
 
