@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use humantime_serde::re::humantime;
 
+use crate::node::Node;
+
 /// Moves mail accounts between servers without downtime.
 #[derive(Debug, Parser)]
 #[command(name = "mailshift", version, max_term_width = 100)]
@@ -37,6 +39,9 @@ pub(crate) enum Command {
     Accounts(Accounts),
     #[command(flatten)]
     Mover(Mover),
+    /// The nodes that serve
+    #[command(subcommand)]
+    Node(Node),
     /// Opens the sqlite3 shell on the table, so that its files stay the services'
     Sql {
         /// Run these statements instead of reading them from the terminal
@@ -195,7 +200,11 @@ impl Command {
         let file = match self {
             Self::Accounts(Accounts::Import { file, .. }) => Some(file),
             Self::Accounts(Accounts::Flip(Flip { file, .. })) => file.as_ref(),
-            Self::Accounts(_) | Self::Mover(_) | Self::Schema(_) | Self::Sql { .. } => None,
+            Self::Accounts(_)
+            | Self::Mover(_)
+            | Self::Node(_)
+            | Self::Schema(_)
+            | Self::Sql { .. } => None,
         };
         file.filter(|file| *file != Path::new("-")).map(PathBuf::as_path)
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says no by a panic")]
 
 mod mover;
+mod nodes;
 mod rows;
 
 use std::fs;

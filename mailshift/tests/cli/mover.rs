@@ -8,14 +8,14 @@ use super::{Shift, database_of};
 
 const ANN: &str = "ann@example.org";
 /// Where no lease ends.
-const LATE: &str = "'2999-01-01 00:00:00.000'";
-const LONG_AGO: &str = "'2001-01-01 00:00:00.000'";
+pub(super) const LATE: &str = "'2999-01-01 00:00:00.000'";
+pub(super) const LONG_AGO: &str = "'2001-01-01 00:00:00.000'";
 
 /// A table where `ann` and `bob` live at `old`, and one node that knows both backends.
 pub(super) struct Stage {
     pub(super) shift: Shift,
     /// The table `nodes` and its like, as the shell has them.
-    nodes: &'static str,
+    pub(super) nodes: &'static str,
     sql: fn(&Shift, &str) -> String,
 }
 
@@ -63,7 +63,7 @@ impl Stage {
     }
 
     /// The node has read everything.
-    fn node_has_seen(&self) {
+    pub(super) fn node_has_seen(&self) {
         let nodes = self.nodes;
         self.sql(&format!("UPDATE {nodes}nodes SET seen_epoch = (SELECT epoch FROM clock)"));
     }

@@ -10,6 +10,7 @@ mod ensure;
 mod flip;
 mod holds;
 mod import;
+mod nodes;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use flip::{Flipped, Settling};
 pub(super) use holds::expire_sqlite;
 pub use holds::{Hold, NodeStatus};
 pub use import::{ImportRow, Imported, Moves, Problem, read_csv};
+pub use nodes::{NodeError, NodeLine};
 
 use super::schema::{self, Apply, SchemaError};
 use super::store::{self, StoreError};
@@ -154,6 +156,9 @@ pub enum TableError {
         "account {0} is not fenced\n  Call `mailshift fence` until no node is waiting or busy."
     )]
     NotFenced(String),
+    /// A node that is not there, or still lives.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// A lease that nobody would wait for.
     #[error("a lease is longer than 0 and at most 1 hour")]
     BadLease,

@@ -20,6 +20,7 @@ async fn each_role_may_do_its_own_work_and_no_other() {
         "DELETE FROM accounts WHERE account = 'eve@example.org'",
         "INSERT INTO aliases (alias, account) VALUES ('annie', 'ann@example.org')",
         "UPDATE domains SET default_owner = 'new' WHERE domain = 'strict.example'",
+        "SELECT FROM nodes FOR UPDATE",
         "UPDATE nodes SET forgotten = true",
         "SELECT * FROM reversible_accounts",
     ];
