@@ -122,7 +122,8 @@ pub(crate) struct Flip {
 /// What a mover does: hold, copy what is left, fence, flip.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mover {
-    /// Holds an account, which nobody serves from then on, and prints the token that the other commands want
+    /// Holds an account, which nobody serves from then on, and prints the token that the other commands want.
+    /// One that has no row gets it where it lives, and standard error says so
     Hold {
         /// The account
         account: String,
@@ -142,7 +143,8 @@ pub(crate) enum Mover {
         held: Held,
     },
     /// Waits until every live node has applied a hold, and prints how far each one is; without that, flip is
-    /// refused. Status 75: not yet
+    /// refused. Status 75: not yet. Before the last copy, look into the old server's own queue, too: what it has
+    /// accepted and deferred it delivers to the old mailbox, whoever owns the account
     Fence {
         #[command(flatten)]
         held: Held,
