@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use humantime_serde::re::humantime;
 use shared::ownership::unknown;
 
+use crate::node::Node;
+
 /// Moves mail accounts between servers without downtime.
 #[derive(Debug, Parser)]
 #[command(name = "mailshift", version, max_term_width = 100)]
@@ -41,6 +43,9 @@ pub(crate) enum Command {
     Names(Names),
     #[command(flatten)]
     Mover(Mover),
+    /// The nodes that serve
+    #[command(subcommand)]
+    Node(Node),
     /// Opens the sqlite3 shell on the table, so that its files stay the services'
     Sql {
         /// Run these statements instead of reading them from the terminal
@@ -152,7 +157,8 @@ impl From<Outcome> for unknown::Outcome {
 /// What a mover does: hold, copy what is left, fence, flip.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mover {
-    /// Holds an account, which nobody serves from then on, and prints the token that the other commands want
+    /// Holds an account, which nobody serves from then on, and prints the token that the other commands want.
+    /// One that has no row gets it where it lives, and standard error says so
     Hold {
         /// The account
         account: String,
@@ -172,7 +178,8 @@ pub(crate) enum Mover {
         held: Held,
     },
     /// Waits until every live node has applied a hold, and prints how far each one is; without that, flip is
-    /// refused. Status 75: not yet
+    /// refused. Status 75: not yet. Before the last copy, look into the old server's own queue, too: what it has
+    /// accepted and deferred it delivers to the old mailbox, whoever owns the account
     Fence {
         #[command(flatten)]
         held: Held,
@@ -233,6 +240,7 @@ impl Command {
             Self::Accounts(_)
             | Self::Names(_)
             | Self::Mover(_)
+            | Self::Node(_)
             | Self::Schema(_)
             | Self::Sql { .. } => None,
         };

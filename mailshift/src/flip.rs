@@ -76,6 +76,7 @@ async fn in_waves(
         let flipped = table.flip(wave, owner, &actor()).await.with_context(|| {
             format!("stopped after {done} of {all}; those stay flipped, the others where they were")
         })?;
+        print::made(out, &flipped.made)?;
         changed.extend(flipped.changed);
         done += wave.len();
         writeln!(out, "{done} of {all} are at {owner}")?;

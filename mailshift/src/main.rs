@@ -2,11 +2,13 @@
 //!
 //! `main` reads the arguments, opens the table, prints and exits; what a command does is in
 //! [`shared::ownership::table`], what it prints in [`print`], and how it runs beside SQLite files that
-//! belong to the services in [`owner`]. A mover's commands are in [`mover`], the flip without a hold in [`flip`].
+//! belong to the services in [`owner`]. A mover's commands are in [`mover`], the flip without a hold in [`flip`],
+//! those about nodes in [`node`].
 
 mod arguments;
 mod flip;
 mod mover;
+mod node;
 mod owner;
 mod print;
 
@@ -68,6 +70,10 @@ async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
         Command::Mover(command) => {
             let table = Table::open(&url).await?;
             mover::run(&table, command, backends.as_deref(), out).await
+        }
+        Command::Node(command) => {
+            let table = Table::open(&url).await?;
+            node::run(&table, command, out).await
         }
         Command::Sql { statements } => match table::sqlite_file(&url) {
             Some(file) => owner::shell(&file, statements.as_deref()),

@@ -30,7 +30,10 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     match command {
         Mover::Hold { account, lease: Lease { lease } } => {
-            writeln!(out, "{}", table.hold(&account, lease, &actor()).await?)?;
+            let hold = table.hold(&account, lease, &actor()).await?;
+            // Standard output is the token's alone.
+            print::made(&mut std::io::stderr(), hold.made.as_slice())?;
+            writeln!(out, "{}", hold.token)?;
         }
         Mover::Renew { held: Held { account, token: Token { token } }, lease: Lease { lease } } => {
             let until = table.renew(&account, &token, lease, &actor()).await?;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use shared::backend::BackendName;
 use shared::ownership::table::{
-    AccountLine, AuditLine, Flipped, Imported, NodeStatus, Problem, SchemaVersion, Settling, Shown,
-    UnknownName,
+    AccountLine, AuditLine, Flipped, Imported, Made, NodeLine, NodeStatus, Problem, SchemaVersion,
+    Settling, Shown, UnknownName,
 };
 
 pub(crate) fn schema(out: &mut impl Write, versions: &[SchemaVersion]) -> io::Result<()> {
@@ -125,13 +125,18 @@ pub(crate) fn settling(out: &mut impl Write, settling: &Settling) -> io::Result<
         }
     }
     if settling.sessions + settling.deliveries + settling.in_doubt > 0 {
-        write!(
-            out,
-            "; still running: {} sessions, {} deliveries, {} in doubt",
-            settling.sessions, settling.deliveries, settling.in_doubt
-        )?;
+        let running = running(settling.sessions, settling.deliveries, settling.in_doubt);
+        write!(out, "; still running: {running}")?;
     }
     writeln!(out)
+}
+
+/// Rows that a command made: a name that was not meant shows itself here.
+pub(crate) fn made(out: &mut impl Write, rows: &[Made]) -> io::Result<()> {
+    for Made { account, owner } in rows {
+        writeln!(out, "{account} had no row: it lived at its domain's default owner, {owner}")?;
+    }
+    Ok(())
 }
 
 pub(crate) fn flipped(
@@ -139,6 +144,7 @@ pub(crate) fn flipped(
     flipped: &Flipped,
     owner: &BackendName,
 ) -> io::Result<()> {
+    made(out, &flipped.made)?;
     for account in &flipped.unchanged {
         writeln!(out, "{account} is at {owner} already")?;
     }
@@ -156,13 +162,41 @@ pub(crate) fn nodes(out: &mut impl Write, nodes: &[NodeStatus]) -> io::Result<()
         write!(out, "{:width$}  {}", name(node), node.status)?;
         let NodeStatus { sessions, deliveries, in_doubt, .. } = node;
         if sessions + deliveries + in_doubt > 0 {
-            let running =
-                format!("{sessions} sessions, {deliveries} deliveries, {in_doubt} in doubt");
-            write!(out, ": {running}")?;
+            write!(out, ": {}", running(*sessions, *deliveries, *in_doubt))?;
         }
         writeln!(out)?;
     }
     Ok(())
+}
+
+/// Every service of every node, a line each.
+pub(crate) fn node_list(out: &mut impl Write, nodes: &[NodeLine]) -> io::Result<()> {
+    let name = |node: &NodeLine| format!("{}/{}", node.node, node.service);
+    let width = nodes.iter().map(|node| name(node).chars().count()).max().unwrap_or(0);
+    for node in nodes {
+        let until = seconds(&node.lease_until);
+        let lease = match (node.forgotten, node.lease_runs) {
+            (true, _) => "forgotten".to_owned(),
+            (false, true) => format!("lease until {until}"),
+            (false, false) => format!("lapsed since {until}"),
+        };
+        let NodeLine { seen_epoch, newest_epoch, sessions, deliveries, in_doubt, .. } = node;
+        let listen = if node.listen { "yes" } else { "no" };
+        write!(
+            out,
+            "{:width$}  {lease}, seen {seen_epoch} of {newest_epoch}, listen={listen}",
+            name(node)
+        )?;
+        if sessions + deliveries + in_doubt > 0 {
+            write!(out, ", busy: {}", running(*sessions, *deliveries, *in_doubt))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn running(sessions: i64, deliveries: i64, in_doubt: i64) -> String {
+    format!("{sessions} sessions, {deliveries} deliveries, {in_doubt} in doubt")
 }
 
 fn held(line: &AccountLine) -> String {

@@ -15,7 +15,7 @@ use shared::smtp::reply::{Class, Reply};
 /// What became of one recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its owner said 2yz, and its row still stood after that.
+    /// Its owner said 2yz, and its row, as this node has read it, still stood after that.
     Accepted,
     /// Its owner said no, or there is no owner any more.
     Refused(Reply),

@@ -200,7 +200,7 @@ impl Session {
             Ok(command) => command,
             Err(refusal) => return self.bad(&refusal, line, out).map(|()| None),
         };
-        if is_small_talk(&command) {
+        if is_small_talk(&command) && !self.ends_postponed(&command) {
             self.small_talk = self.small_talk.saturating_add(1);
             if self.small_talk > MAX_SMALL_TALK {
                 let refusal = Reply::new(450, (7, 0), "Too many commands without a message");
@@ -303,7 +303,12 @@ impl Session {
     fn data(&mut self, input: &Input, out: &mut Output) -> Result<Option<Step<Event>>, Violation> {
         let refusal = match self.state {
             State::Open(Named { accepted: 0, postponed: true }) => {
-                Reply::new(451, (3, 0), "No recipient is taken for now, try again later")
+                // It may have been pipelined, and it is we who take none: no error of the client's.
+                say(
+                    out,
+                    &Reply::new(451, (3, 0), "No recipient is taken for now, try again later"),
+                );
+                return Ok(None);
             }
             State::Open(Named { accepted: 0, postponed: false }) => {
                 Reply::new(554, (5, 1), "No valid recipients")
@@ -322,6 +327,12 @@ impl Session {
             }
         };
         self.bad(&refusal, b"DATA", out).map(|()| None)
+    }
+
+    /// Ends a transaction that we put off: there was a message, so this is no small talk.
+    fn ends_postponed(&self, command: &Command) -> bool {
+        matches!(command, Command::Rset | Command::Ehlo(_) | Command::Helo(_))
+            && matches!(self.state, State::Open(Named { postponed: true, .. }))
     }
 
     /// Refuses a command, and after too many of them the client.

@@ -70,7 +70,9 @@ async fn two_movers_cannot_both_win(engine: Engine) {
         let (mut movers, mut won) = (JoinSet::new(), Vec::new());
         for name in ["one", "two", "three"] {
             let table = open(&place).await;
-            movers.spawn(async move { (name, table.hold(ANN, LEASE, name).await) });
+            movers.spawn(async move {
+                (name, table.hold(ANN, LEASE, name).await.map(|hold| hold.token))
+            });
         }
         while let Some(moved) = movers.join_next().await {
             match moved.unwrap() {
@@ -107,7 +109,7 @@ async fn expiry_and_flip_never_both_happen(engine: Engine) {
     let (mut flips, mut expiries) = (0, 0);
     for round in 0..ROUNDS {
         place.sql("UPDATE accounts SET owner = 'old' WHERE owner <> 'old';").unwrap();
-        let token = mover.hold(ANN, LEASE, "mover").await.unwrap();
+        let token = mover.hold(ANN, LEASE, "mover").await.unwrap().token;
         mover.fence(ANN, &token, "mover").await.unwrap();
         end_lease(&place);
         let new = backend("new");
@@ -146,7 +148,7 @@ async fn expiry_and_renewal_never_both_happen(engine: Engine) {
     let place = table(engine);
     let (mover, service) = (open(&place).await, open(&place).await);
     for _ in 0..ROUNDS {
-        let token = mover.hold(ANN, LEASE, "mover").await.unwrap();
+        let token = mover.hold(ANN, LEASE, "mover").await.unwrap().token;
         end_lease(&place);
         let (renewed, ended) =
             tokio::join!(mover.renew(ANN, &token, LEASE, "mover"), service.expire_holds("service"));

@@ -11,7 +11,8 @@
 --     MS002  not held under this token              MS007  a name is both account and alias
 --     MS003  not fenced                             MS008  an owner that a live node does not know
 --     MS004  no such account                        MS009  wrong use: isolation, lease, no tick
---     MS005  the delete would change the owner      55P03  another transaction keeps the clock locked
+--     MS005  the delete would change the owner      MS010  a row would move the name: it lives by another's
+--                                                   55P03  another transaction keeps the clock locked
 --
 -- Needs PostgreSQL 14 or later. The role that runs this owns everything here; grants are in roles.sql.
 
@@ -259,6 +260,25 @@ CREATE FUNCTION caller() RETURNS text
 LANGUAGE sql STABLE
 RETURN session_user || coalesce(' as ' || nullif(current_setting('mailshift.actor', true), ''), '');
 
+-- The function at work; NULL in plain SQL.
+CREATE FUNCTION via() RETURNS text
+LANGUAGE sql STABLE
+RETURN nullif(current_setting('mailshift.via', true), '');
+
+-- Names the function at work and returns what was named before, which each function puts back at its end.
+-- An error needs no care: what it undoes includes the setting. (A clause SET mailshift.via of CREATE
+-- FUNCTION would do both, but only a superuser may write one.)
+CREATE FUNCTION set_via(name text) RETURNS text
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    before text := via();
+BEGIN
+    PERFORM set_config('mailshift.via', coalesce(name, ''), true);
+    RETURN before;
+END
+$$;
+
 -- ---- Triggers: accounts ----------------------------------------------------------------------------
 
 CREATE FUNCTION accounts_row() RETURNS trigger
@@ -341,7 +361,7 @@ BEGIN
     EXECUTE $sql$
         INSERT INTO changes (epoch, kind, name, op, new_owner, new_state, new_login, nonce, at, by, via)
         SELECT i.epoch, 'account', i.account, 'insert', i.owner, i.state, i.login,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM inserted i, clock
     $sql$ USING clock_timestamp();
     GET DIAGNOSTICS rows = ROW_COUNT;
@@ -362,7 +382,7 @@ BEGIN
         INSERT INTO changes (epoch, kind, name, op, old_owner, new_owner, old_state, new_state,
                              old_login, new_login, nonce, at, by, via)
         SELECT n.epoch, 'account', n.account, 'update', o.owner, n.owner, o.state, n.state,
-               o.login, n.login, clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               o.login, n.login, clock.nonce, $1, caller(), via()
           FROM before o JOIN after n USING (account), clock
          WHERE (o.owner, o.state, o.login) IS DISTINCT FROM (n.owner, n.state, n.login)
     $sql$ USING clock_timestamp();
@@ -395,7 +415,7 @@ BEGIN
         INSERT INTO changes (epoch, kind, name, op, old_owner, old_state, old_login,
                              nonce, at, by, via)
         SELECT clock.epoch, 'account', d.account, 'delete', d.owner, d.state, d.login,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM deleted d, clock
     $sql$ USING clock_timestamp();
     GET DIAGNOSTICS rows = ROW_COUNT;
@@ -456,7 +476,7 @@ BEGIN
     EXECUTE $sql$
         INSERT INTO changes (epoch, kind, name, op, new_account, new_login, nonce, at, by, via)
         SELECT i.epoch, 'alias', i.alias, 'insert', i.account, i.login,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM inserted i, clock
     $sql$ USING clock_timestamp();
     GET DIAGNOSTICS rows = ROW_COUNT;
@@ -477,7 +497,7 @@ BEGIN
         INSERT INTO changes (epoch, kind, name, op, old_account, new_account, old_login, new_login,
                              nonce, at, by, via)
         SELECT n.epoch, 'alias', n.alias, 'update', o.account, n.account, o.login, n.login,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM before o JOIN after n USING (alias), clock
          WHERE (o.account, o.login) IS DISTINCT FROM (n.account, n.login)
     $sql$ USING clock_timestamp();
@@ -498,7 +518,7 @@ BEGIN
     EXECUTE $sql$
         INSERT INTO changes (epoch, kind, name, op, old_account, old_login, nonce, at, by, via)
         SELECT clock.epoch, 'alias', d.alias, 'delete', d.account, d.login,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM deleted d, clock
     $sql$ USING clock_timestamp();
     GET DIAGNOSTICS rows = ROW_COUNT;
@@ -555,7 +575,7 @@ BEGIN
         INSERT INTO changes (epoch, kind, name, op, new_default_owner, new_subaddress_delimiter,
                              nonce, at, by, via)
         SELECT i.epoch, 'domain', i.domain, 'insert', i.default_owner, i.subaddress_delimiter,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM inserted i, clock
     $sql$ USING clock_timestamp();
     GET DIAGNOSTICS rows = ROW_COUNT;
@@ -577,7 +597,7 @@ BEGIN
                              old_subaddress_delimiter, new_subaddress_delimiter, nonce, at, by, via)
         SELECT n.epoch, 'domain', n.domain, 'update', o.default_owner, n.default_owner,
                o.subaddress_delimiter, n.subaddress_delimiter,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM before o JOIN after n USING (domain), clock
          WHERE (o.default_owner, o.subaddress_delimiter)
                IS DISTINCT FROM (n.default_owner, n.subaddress_delimiter)
@@ -600,7 +620,7 @@ BEGIN
         INSERT INTO changes (epoch, kind, name, op, old_default_owner, old_subaddress_delimiter,
                              nonce, at, by, via)
         SELECT clock.epoch, 'domain', d.domain, 'delete', d.default_owner, d.subaddress_delimiter,
-               clock.nonce, $1, caller(), current_setting('mailshift.via', true)
+               clock.nonce, $1, caller(), via()
           FROM deleted d, clock
     $sql$ USING clock_timestamp();
     GET DIAGNOSTICS rows = ROW_COUNT;
@@ -630,7 +650,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
     IF TG_TABLE_NAME = 'changes' AND TG_OP = 'DELETE'
-        AND current_setting('mailshift.via', true) = 'prune_changes'
+        AND via() = 'prune_changes'
     THEN
         RETURN NULL;
     END IF;
@@ -803,36 +823,80 @@ BEGIN
 END
 $$;
 
--- Gives an account that has no row one at its domain's default owner. Nothing changes by it.
-CREATE FUNCTION ensure_account(account text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'ensure_account'
+-- The owner at which a name that has no row gets one so that nothing changes by it: its domain's default,
+-- NULL where there is none. A name that lives by another's row is refused: a sub-address by its mailbox's,
+-- and the mail of every name by that of the domain's catch-all.
+CREATE FUNCTION owner_without_row(name text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
+    d domains;
+    mailbox text;
+    catch_all text;
+    a accounts;
+BEGIN
+    SELECT * INTO d FROM domains WHERE domain = domain_of(name);
+    -- What stands before the first delimiter; nothing before it, and there is no detail.
+    IF strpos(left(name, -1 - length(d.domain)), d.subaddress_delimiter) > 1 THEN
+        mailbox := split_part(name, d.subaddress_delimiter, 1) || '@' || d.domain;
+        RAISE EXCEPTION USING ERRCODE = 'MS010',
+            MESSAGE = format('%s is a sub-address of %s and lives by its row', name, mailbox),
+            HINT = format('Name %s, or make a row for the sub-address alone: mailshift accounts import, or '
+                          'INSERT.', mailbox);
+    END IF;
+    catch_all := '*@' || d.domain;
+    SELECT * INTO a FROM accounts
+     WHERE account = coalesce((SELECT s.account FROM aliases s WHERE s.alias = catch_all), catch_all);
+    IF FOUND AND (a.owner IS DISTINCT FROM d.default_owner OR a.state = 'held') THEN
+        RAISE EXCEPTION USING ERRCODE = 'MS010',
+            MESSAGE = format('%s has no row: its mail goes by the catch-all %s (%s%s), its logins by the '
+                             'default owner of %s (%s)', name, catch_all, a.owner,
+                             CASE WHEN a.state = 'held' THEN ', held' ELSE '' END, d.domain,
+                             coalesce(d.default_owner, 'none')),
+            HINT = CASE WHEN a.owner = d.default_owner THEN 'End the hold of the catch-all first.'
+                   ELSE 'Make its row where its mailbox is: mailshift accounts import, or INSERT.' END;
+    END IF;
+    RETURN d.default_owner;
+END
+$$;
+
+-- Gives an account that has no row one at its domain's default owner. Nothing changes by it. Returns that
+-- owner; NULL when the row was there.
+CREATE FUNCTION ensure_account(account text) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+    SET lock_timeout = '5s'
+AS $$
+DECLARE
+    before text;
     other text;
+    lived_at text;
 BEGIN
     IF EXISTS (SELECT FROM accounts a WHERE a.account = ensure_account.account) THEN
-        RETURN;
+        RETURN NULL;
     END IF;
     -- From here on nobody else changes what is read below. The INSERT itself locks the clock too late: it
     -- reads the default owner as it was before it waited for that.
     PERFORM FROM clock FOR UPDATE;
+    -- Two at once: the second one has waited for the clock, and the row is there.
+    IF EXISTS (SELECT FROM accounts a WHERE a.account = ensure_account.account) THEN
+        RETURN NULL;
+    END IF;
     SELECT s.account INTO other FROM aliases s WHERE s.alias = ensure_account.account;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'MS004',
             MESSAGE = format('%s is an alias of %s', ensure_account.account, other),
             HINT = 'Name the account itself.';
     END IF;
-    -- Two at once: the second one has waited for the clock, and the row is there.
-    INSERT INTO accounts (account, owner)
-    SELECT ensure_account.account, d.default_owner FROM domains d
-     WHERE d.domain = domain_of(ensure_account.account) AND d.default_owner IS NOT NULL
-    ON CONFLICT DO NOTHING;
-    IF NOT EXISTS (SELECT FROM accounts a WHERE a.account = ensure_account.account) THEN
+    lived_at := owner_without_row(ensure_account.account);
+    IF lived_at IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'MS004',
             MESSAGE = format('there is no account %s', ensure_account.account),
             DETAIL = 'It has no row, and its domain has no default owner.';
     END IF;
+    before := set_via('ensure_account');
+    INSERT INTO accounts (account, owner) VALUES (ensure_account.account, lived_at);
+    PERFORM set_via(before);
+    RETURN lived_at;
 END
 $$;
 
@@ -869,9 +933,10 @@ $$;
 -- Begins a hold: from its commit on nobody serves the account. Returns the holder's token.
 CREATE FUNCTION hold(account text, lease interval) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'hold'
+    SET lock_timeout = '5s'
 AS $$
 DECLARE
+    before text := set_via('hold');
     token text := gen_random_uuid()::text;
     a accounts;
 BEGIN
@@ -881,6 +946,7 @@ BEGIN
     UPDATE accounts SET state = 'held', hold_token = token, hold_until = clock_timestamp() + lease
      WHERE accounts.account = hold.account AND state = 'active';
     IF FOUND THEN
+        PERFORM set_via(before);
         RETURN token;
     END IF;
     SELECT * INTO a FROM accounts WHERE accounts.account = hold.account;
@@ -893,9 +959,10 @@ $$;
 -- Prolongs a hold: its lease starts again now. Does not touch the clock. Returns the new end.
 CREATE FUNCTION renew(account text, token text, lease interval) RETURNS timestamptz
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'renew'
+    SET lock_timeout = '5s'
 AS $$
 DECLARE
+    before text := set_via('renew');
     until timestamptz;
 BEGIN
     PERFORM require_read_committed();
@@ -906,6 +973,7 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM refuse_holder(renew.account, token);
     END IF;
+    PERFORM set_via(before);
     RETURN until;
 END
 $$;
@@ -913,8 +981,10 @@ $$;
 -- Ends a hold; the owner stays.
 CREATE FUNCTION release(account text, token text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'release'
+    SET lock_timeout = '5s'
 AS $$
+DECLARE
+    before text := set_via('release');
 BEGIN
     PERFORM require_read_committed();
     UPDATE accounts SET state = 'active'
@@ -922,6 +992,7 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM refuse_holder(release.account, token);
     END IF;
+    PERFORM set_via(before);
 END
 $$;
 
@@ -931,9 +1002,10 @@ CREATE FUNCTION fence(account text, token text)
 RETURNS TABLE (node text, service text, status text, sessions bigint, deliveries bigint,
                in_doubt bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'fence'
+    SET lock_timeout = '5s'
 AS $$
 DECLARE
+    before text := set_via('fence');
     held_epoch bigint;
     found_nodes jsonb;
 BEGIN
@@ -953,6 +1025,7 @@ BEGIN
             PERFORM refuse_holder(fence.account, token);
         END IF;
     END IF;
+    PERFORM set_via(before);
     RETURN QUERY
         SELECT s.* FROM jsonb_to_recordset(found_nodes)
             AS s(node text, service text, status text, sessions bigint, deliveries bigint,
@@ -963,8 +1036,10 @@ $$;
 -- Gives a held and fenced account to `owner` and ends the hold.
 CREATE FUNCTION flip(account text, owner text, token text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'flip'
+    SET lock_timeout = '5s'
 AS $$
+DECLARE
+    before text := set_via('flip');
 BEGIN
     PERFORM require_read_committed();
     PERFORM require_owner(flip.owner);
@@ -973,6 +1048,7 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM refuse_holder(flip.account, token, true);
     END IF;
+    PERFORM set_via(before);
 END
 $$;
 
@@ -980,9 +1056,9 @@ $$;
 -- locks nothing when there is nothing to do. Returns how many it ended.
 CREATE FUNCTION expire_holds() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET mailshift.via = 'expire_holds'
 AS $$
 DECLARE
+    before text;
     judged_at timestamptz := clock_timestamp();
     ended bigint;
 BEGIN
@@ -991,9 +1067,11 @@ BEGIN
         RETURN 0;
     END IF;
     PERFORM require_read_committed();
+    before := set_via('expire_holds');
     -- What was renewed or flipped while this waited for the clock no longer matches.
     UPDATE accounts SET state = 'active' WHERE state = 'held' AND hold_until < judged_at;
     GET DIAGNOSTICS ended = ROW_COUNT;
+    PERFORM set_via(before);
     RETURN ended;
 END
 $$;
@@ -1003,8 +1081,11 @@ $$;
 -- True when this call made the dispute, false when it was there.
 CREATE FUNCTION dispute(account text, believed_owner text, reason text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET lock_timeout = '5s' SET mailshift.via = 'dispute'
+    SET lock_timeout = '5s'
 AS $$
+DECLARE
+    before text := set_via('dispute');
+    made boolean;
 BEGIN
     PERFORM require_read_committed();
     IF NOT EXISTS (SELECT FROM accounts a WHERE a.account = dispute.account) THEN
@@ -1014,7 +1095,9 @@ BEGIN
     UPDATE accounts
        SET state = 'held', hold_token = NULL, hold_until = NULL, disputed = coalesce(reason, '')
      WHERE accounts.account = dispute.account AND disputed IS NULL;
-    RETURN FOUND;
+    made := FOUND;
+    PERFORM set_via(before);
+    RETURN made;
 END
 $$;
 
@@ -1044,9 +1127,9 @@ $$;
 -- whose last change is gone takes it for lost history. Returns how many went.
 CREATE FUNCTION prune_changes(keep interval) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-    SET mailshift.via = 'prune_changes'
 AS $$
 DECLARE
+    before text := set_via('prune_changes');
     gone bigint;
 BEGIN
     IF keep IS NULL OR keep < interval '1 day' THEN
@@ -1058,6 +1141,7 @@ BEGIN
        AND epoch < coalesce((SELECT min(n.seen_epoch) FROM nodes n WHERE NOT n.forgotten),
                             9223372036854775807);
     GET DIAGNOSTICS gone = ROW_COUNT;
+    PERFORM set_via(before);
     RETURN gone;
 END
 $$;
@@ -1148,8 +1232,9 @@ REVOKE ALL ON FUNCTION
     tick(), ticked_epoch(), accounts_row(), accounts_inserted(), accounts_updated(),
     accounts_deleted(), aliases_row(), aliases_inserted(), aliases_updated(), aliases_deleted(),
     domains_row(), domains_inserted(), domains_updated(), domains_deleted(), refuse(), clock_row(),
-    last_change(text), node_status(text), require_owner(text), ensure_account(text),
-    refuse_holder(text, text, boolean), hold(text, interval), renew(text, text, interval),
+    last_change(text), node_status(text), set_via(text), require_owner(text),
+    owner_without_row(text), ensure_account(text), refuse_holder(text, text, boolean),
+    hold(text, interval), renew(text, text, interval),
     release(text, text), fence(text, text), flip(text, text, text), expire_holds(),
     dispute(text, text, text), raise_clock(bigint), prune_changes(interval),
     foreign_addresses(text), is_foreign(text, text)

@@ -40,8 +40,8 @@ GRANT SELECT (account, owner, login, state, hold_until, fenced, disputed, epoch,
 GRANT SELECT ON domains, aliases, changes, flip_status, migration_progress, reversible_accounts,
     _sqlx_migrations TO mailshift_mover;
 GRANT EXECUTE ON FUNCTION hold(text, interval), renew(text, text, interval), release(text, text),
-    fence(text, text), flip(text, text, text), node_status(text), require_owner(text)
-    TO mailshift_mover;
+    fence(text, text), flip(text, text, text), node_status(text), require_owner(text),
+    ensure_account(text) TO mailshift_mover;
 
 -- An operator: the plain SQL, and all functions.
 GRANT SELECT ON database, clock, domains, accounts, aliases, changes, nodes, busy, activity,

@@ -4,6 +4,8 @@
 
 mod mover;
 mod names;
+mod nodes;
+mod rows;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -115,7 +117,8 @@ fn walk(shift: &Shift, version: u32, run_sql: impl Fn(&str)) {
     ];
     assert_eq!(
         shift.says(&flip),
-        "bob@example.org is at new already\nann@example.org is at new now\n\
+        "zoe@example.org had no row: it lived at its domain's default owner, old\n\
+         bob@example.org is at new already\nann@example.org is at new now\n\
          zoe@example.org is at new now\nsettled on every live node\n"
     );
     let shown = shift.says(&["accounts", "show", "annie"]);

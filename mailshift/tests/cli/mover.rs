@@ -8,18 +8,18 @@ use super::{Shift, database_of};
 
 const ANN: &str = "ann@example.org";
 /// Where no lease ends.
-const LATE: &str = "'2999-01-01 00:00:00.000'";
-const LONG_AGO: &str = "'2001-01-01 00:00:00.000'";
+pub(super) const LATE: &str = "'2999-01-01 00:00:00.000'";
+pub(super) const LONG_AGO: &str = "'2001-01-01 00:00:00.000'";
 
 /// A table where `ann` and `bob` live at `old`, and one node that knows both backends.
-struct Stage {
-    shift: Shift,
+pub(super) struct Stage {
+    pub(super) shift: Shift,
     /// The table `nodes` and its like, as the shell has them.
-    nodes: &'static str,
+    pub(super) nodes: &'static str,
     sql: fn(&Shift, &str) -> String,
 }
 
-fn both(walk: impl Fn(&Stage)) {
+pub(super) fn both(walk: impl Fn(&Stage)) {
     let stages = [
         Stage {
             shift: Shift::sqlite(),
@@ -51,11 +51,11 @@ fn both(walk: impl Fn(&Stage)) {
 }
 
 impl Stage {
-    fn sql(&self, statement: &str) -> String {
+    pub(super) fn sql(&self, statement: &str) -> String {
         (self.sql)(&self.shift, statement).trim_end().to_owned()
     }
 
-    fn hold(&self, account: &str) -> String {
+    pub(super) fn hold(&self, account: &str) -> String {
         let said = self.shift.says(&["hold", account, "--for", "5m"]);
         let token = said.trim_end();
         assert!(token.len() >= 32 && !token.contains(char::is_whitespace), "{said:?}");
@@ -63,9 +63,14 @@ impl Stage {
     }
 
     /// The node has read everything.
-    fn node_has_seen(&self) {
+    pub(super) fn node_has_seen(&self) {
         let nodes = self.nodes;
         self.sql(&format!("UPDATE {nodes}nodes SET seen_epoch = (SELECT epoch FROM clock)"));
+    }
+
+    /// Nobody waits for it.
+    pub(super) fn node_serves_nothing(&self) {
+        self.sql(&format!("UPDATE {}nodes SET lease_until = {LONG_AGO}", self.nodes));
     }
 
     fn fence(&self, token: &str) -> (Output, String) {

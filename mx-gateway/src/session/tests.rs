@@ -155,6 +155,25 @@ fn a_recipient_that_is_refused_for_now_is_not_refused_for_good_at_data() {
     assert!(said.ends_with("554 5.5.1 No valid recipients\r\n"), "it was of another transaction");
 }
 
+/// A sender that empties its queue over one connection meets a held mailbox with every message.
+#[test]
+fn what_we_postpone_is_no_error_of_the_clients() {
+    let message =
+        |to: &str| format!("MAIL FROM:<>\r\nRCPT TO:<{to}@example.org>\r\nDATA\r\nRSET\r\n");
+    let said = converse_whole(&[&format!("EHLO c\r\n{}", message("held").repeat(150))]);
+    assert_eq!(said.matches("451 4.3.0 No recipient is taken for now").count(), 150, "{said}");
+    assert!(said.ends_with("250 2.0.0 Ok\r\n"), "{said}");
+    let said = converse_whole(&[&format!("EHLO c\r\n{}", message("x").repeat(150))]);
+    assert_eq!(said.matches("554 5.5.1 No valid recipients").count(), 20);
+    assert!(said.ends_with("421 4.7.0 Too many errors\r\n(20 bad commands)"), "{said}");
+    // Small talk is no message, whatever is postponed beside it.
+    let said = converse_whole(&[&format!(
+        "EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<held@example.org>\r\n{}",
+        "NOOP\r\n".repeat(150)
+    )]);
+    assert!(said.ends_with("421 4.7.0 Too many errors\r\n(20 bad commands)"), "{said}");
+}
+
 #[test]
 fn data_before_354_ends_the_session() {
     let mut session = Session::new(terms(), false);

@@ -451,7 +451,7 @@ impl Tables {
 
 impl DomainRow {
     /// `ann` for `ann+detail`; `None` when there is no detail to take off.
-    fn without_detail<'a>(&self, local: &'a str) -> Option<&'a str> {
+    pub(super) fn without_detail<'a>(&self, local: &'a str) -> Option<&'a str> {
         if self.subaddress_delimiter.is_empty() {
             return None;
         }

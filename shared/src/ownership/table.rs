@@ -6,9 +6,11 @@
 //! [`store`](super::store).
 
 mod accounts;
+mod ensure;
 mod flip;
 mod holds;
 mod import;
+mod nodes;
 mod unknown;
 
 use std::path::PathBuf;
@@ -21,11 +23,13 @@ use sqlx::sqlite::{
 };
 
 pub use accounts::{AccountLine, AuditLine, Filter, Shown};
+pub use ensure::{LivesElsewhere, Made};
 pub(super) use flip::sign_sqlite;
 pub use flip::{Flipped, Settling};
-pub use holds::NodeStatus;
 pub(super) use holds::expire_sqlite;
+pub use holds::{Hold, NodeStatus};
 pub use import::{ImportRow, Imported, Moves, Problem, read_csv};
+pub use nodes::{NodeError, NodeLine};
 pub use unknown::UnknownName;
 
 use super::schema::{self, Apply, SchemaError};
@@ -35,6 +39,8 @@ use crate::backend::BackendName;
 
 /// Longest wait for a connection, and for another writer's lock.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What stands in a local part only between quotes (RFC 5321 §4.1.2).
+const SPECIALS: &str = "()<>[]:;@\\,\" ";
 /// Views across both SQLite files, made anew on each connection.
 const SQLITE_VIEWS: &str = include_str!("../../../config/schema/sqlite/views.sql");
 /// Roles and rights in Postgres.
@@ -115,6 +121,9 @@ pub enum TableError {
         /// Where it leads.
         account: String,
     },
+    /// A row at its domain's default owner would move it.
+    #[error(transparent)]
+    LivesElsewhere(#[from] LivesElsewhere),
     /// Held accounts keep their owner.
     #[error(
         "held, so the owner cannot change: {} (to end a hold or a dispute deliberately: UPDATE accounts \
@@ -149,6 +158,9 @@ pub enum TableError {
         "account {0} is not fenced\n  Call `mailshift fence` until no node is waiting or busy."
     )]
     NotFenced(String),
+    /// A node that is not there, or still lives.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// A lease that nobody would wait for.
     #[error("a lease is longer than 0 and at most 1 hour")]
     BadLease,
@@ -334,7 +346,8 @@ pub fn sqlite_preamble(file: &std::path::Path) -> String {
     format!("ATTACH '{}' AS nodes;\n{SQLITE_VIEWS}", quoted(&store::nodes_file(file)))
 }
 
-/// A name as rows have it.
+/// A name as rows have it: an address, a bare login name, or an address in a form that only logins have
+/// (beyond ASCII, say).
 ///
 /// # Errors
 ///
@@ -344,9 +357,17 @@ pub fn canonical(name: &str) -> Result<String, TableError> {
     if let Ok(address) = Address::parse(name) {
         return Ok(address.canonical());
     }
-    match super::Name::of_login(name.as_bytes()) {
-        Ok(login) => Ok(login.as_str().to_owned()),
-        Err(error) => Err(TableError::BadName { name: name.to_owned(), why: error.to_string() }),
+    let refused = |why| TableError::BadName { name: name.to_owned(), why };
+    let login =
+        super::Name::of_login(name.as_bytes()).map_err(|error| refused(error.to_string()))?;
+    // Such a row would be an account to which no mail could come, made by a slip.
+    let local = name.rsplit_once('@').map_or("", |(local, _)| local);
+    match local.chars().find(|letter| SPECIALS.contains(*letter)) {
+        Some(special) => Err(refused(format!(
+            "{special:?} stands before its @ unquoted (RFC 5321), which no address has; accounts are \
+             separated by spaces"
+        ))),
+        None => Ok(login.as_str().to_owned()),
     }
 }
 

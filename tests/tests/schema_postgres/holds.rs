@@ -213,6 +213,72 @@ async fn a_hold_gives_an_account_without_row_one_at_its_default_owner() {
 }
 
 #[tokio::test]
+async fn a_name_that_lives_by_anothers_row_is_refused_in_plain_sql_too() {
+    let (_database, pool) = table().await;
+    run(
+        &pool,
+        "UPDATE accounts SET owner = 'new' WHERE account = 'ann@example.org'; \
+         INSERT INTO accounts (account, owner) VALUES ('*@strict.example', 'new')",
+    )
+    .await;
+    for call in ["hold('ann+lists@example.org', '1 s')", "ensure_account('ann+lists@example.org')"]
+    {
+        let (state, message) = refused(&pool, &format!("SELECT {call}")).await;
+        assert_eq!(state, "MS010", "{call}");
+        assert!(message.contains("sub-address of ann@example.org"), "{message}");
+    }
+    let (state, message) = refused(&pool, "SELECT hold('eve@strict.example', '1 s')").await;
+    assert_eq!(state, "MS010");
+    assert!(message.contains("catch-all *@strict.example (new)"), "{message}");
+    assert_eq!(text(&pool, "ensure_account('eve@example.org')").await, "old");
+    assert_eq!(text(&pool, "ensure_account('eve@example.org')").await, "NULL", "it is there");
+}
+
+/// The audit names the function that made a change, and no other.
+#[tokio::test]
+async fn a_function_signs_its_own_changes_only() {
+    let (_database, pool) = table().await;
+    let signed = |name: &str| {
+        format!(
+            "SELECT string_agg(coalesce(via, '-'), ' ' ORDER BY epoch) FROM changes \
+             WHERE name = '{name}@example.org'"
+        )
+    };
+    let plain = |name: &str| {
+        format!("UPDATE accounts SET login = NOT login WHERE account = '{name}@example.org'")
+    };
+    for (name, calls) in [
+        ("eve", "SELECT release('eve@example.org', hold('eve@example.org', '1 s'))".to_owned()),
+        // An error leaves nothing behind, in a savepoint or in a block that catches it.
+        (
+            "bob",
+            "DO $$ BEGIN PERFORM release('bob@example.org', 'x'); \
+             EXCEPTION WHEN OTHERS THEN NULL; END $$"
+                .to_owned(),
+        ),
+        ("ann", "SELECT dispute('ann@example.org', 'old', 'x')".to_owned()),
+    ] {
+        run(&pool, &format!("BEGIN; {calls}; {}; COMMIT", plain(name))).await;
+    }
+    assert_eq!(text(&pool, &signed("eve")).await, "ensure_account hold release -");
+    assert_eq!(text(&pool, &signed("bob")).await, "- -");
+    assert_eq!(text(&pool, &signed("ann")).await, "- dispute -");
+
+    // Whoever has signed before goes on under that name.
+    let mut connection = pool.acquire().await.unwrap();
+    connection
+        .execute("BEGIN; SELECT set_config('mailshift.via', 'mine', true); SAVEPOINT s")
+        .await
+        .unwrap();
+    connection.execute("SELECT hold('ann@example.org', '1 s')").await.unwrap_err();
+    connection.execute("ROLLBACK TO s; SELECT hold('bob@example.org', '1 s')").await.unwrap();
+    connection.execute(AssertSqlSafe(format!("{}; COMMIT", plain("bob")))).await.unwrap();
+    assert_eq!(text(&pool, &signed("bob")).await, "- - hold mine");
+    run(&pool, &plain("bob")).await;
+    assert_eq!(text(&pool, &signed("bob")).await, "- - hold mine -");
+}
+
+#[tokio::test]
 async fn flip_refuses_an_owner_that_a_live_node_does_not_know() {
     let (_database, pool) = table().await;
     let ann = "ann@example.org";

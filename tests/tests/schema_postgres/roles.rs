@@ -1,10 +1,11 @@
 //! Who may do what, and that a dump restores.
 
+use shared::ownership::schema;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor};
 use tests::postgres::Server;
 
-use super::{ROLES, hold, parts, refused, run, table, text};
+use super::{ROLES, fence, flip, hold, parts, refused, run, table, text};
 
 #[tokio::test]
 async fn each_role_may_do_its_own_work_and_no_other() {
@@ -19,6 +20,7 @@ async fn each_role_may_do_its_own_work_and_no_other() {
         "DELETE FROM accounts WHERE account = 'eve@example.org'",
         "INSERT INTO aliases (alias, account) VALUES ('annie', 'ann@example.org')",
         "UPDATE domains SET default_owner = 'new' WHERE domain = 'strict.example'",
+        "SELECT FROM nodes FOR UPDATE",
         "UPDATE nodes SET forgotten = true",
         "SELECT * FROM reversible_accounts",
         "SELECT * FROM unknown_names_seen",
@@ -98,4 +100,42 @@ async fn a_dump_restores_and_works() {
         "",
         "the guards are there"
     );
+}
+
+/// Whose the database is can install the table, and needs no superuser for anything.
+#[tokio::test]
+async fn a_role_without_superuser_installs_the_table_and_its_functions_work() {
+    let server = Server::shared();
+    let database = server.create_database().unwrap();
+    let name = &database.name;
+    let own = format!(
+        "CREATE ROLE owner_{name} LOGIN CREATEROLE; ALTER DATABASE {name} OWNER TO owner_{name}; \
+         CREATE ROLE login_{name} LOGIN"
+    );
+    server.psql("postgres", &own).unwrap();
+    let connect = |user: &str| {
+        let url = database.url.replacen("postgres@", &format!("{user}_{name}@"), 1);
+        async move { PgPoolOptions::new().connect(&url).await.unwrap() }
+    };
+    let pool = connect("owner").await;
+    schema::POSTGRES.run(&pool).await.unwrap();
+    pool.acquire().await.unwrap().execute(ROLES).await.unwrap();
+    // Another one's database may have made the roles, so they are not this owner's to grant.
+    let grant = format!("GRANT mailshift_mover, mailshift_service TO login_{name}");
+    server.psql("postgres", &grant).unwrap();
+    run(&pool, "INSERT INTO domains (domain, default_owner) VALUES ('example.org', 'old')").await;
+    for pool in [&pool, &connect("login").await] {
+        let ann = "ann@example.org";
+        let token = hold(pool, ann).await;
+        run(pool, &format!("SELECT renew('{ann}', '{token}', '1 s')")).await;
+        fence(pool, ann, &token).await.unwrap();
+        flip(pool, ann, "new", &token).await.unwrap();
+        let next = hold(pool, ann).await;
+        run(pool, &format!("SELECT release('{ann}', '{next}'), expire_holds()")).await;
+        let by = text(
+            pool,
+            "SELECT string_agg(via, ' ' ORDER BY epoch) FROM changes WHERE name = 'ann@example.org'",
+        );
+        assert!(by.await.ends_with("hold flip hold release"));
+    }
 }

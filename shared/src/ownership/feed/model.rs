@@ -122,8 +122,8 @@ impl World {
             }
             Act::Hold(account) => {
                 let lease = Duration::from_mins(5);
-                if let Ok(token) = table.hold(ACCOUNTS[account], lease, ACTOR).await {
-                    tokens[account] = Some(token);
+                if let Ok(hold) = table.hold(ACCOUNTS[account], lease, ACTOR).await {
+                    tokens[account] = Some(hold.token);
                 }
             }
             Act::Fence(account) => {

@@ -3,6 +3,7 @@
 
 use sqlx::{Postgres, Sqlite, Transaction};
 
+use super::ensure::{Made, ensure_sqlite};
 use super::{Table, TableError};
 use crate::backend::BackendName;
 
@@ -11,10 +12,9 @@ const SETTLING: &str = "SELECT account, owner, epoch, settled, waiting, busy, la
 const SQLITE_LIVE: &str = "SELECT node || '/' || service, \
      CAST(json_extract(backends, '$.\"' || $1 || '\"') AS text) FROM nodes.nodes \
      WHERE NOT forgotten AND lease_until >= strftime('%Y-%m-%d %H:%M:%f', 'now') ORDER BY 1";
-const SQLITE_ENSURE: &str = "INSERT INTO accounts (account, owner) \
-     SELECT $1, default_owner FROM domains WHERE domain = $2 AND default_owner IS NOT NULL \
-     AND NOT EXISTS (SELECT 1 FROM accounts WHERE account = $1) \
-     AND NOT EXISTS (SELECT 1 FROM aliases WHERE alias = $1)";
+const ENSURE: &str = "SELECT account, owner FROM \
+     (SELECT name AS account, ensure_account(name) AS owner FROM unnest($1) AS name) AS e \
+     WHERE owner IS NOT NULL";
 
 /// What a flip changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Flipped {
     pub changed: Vec<String>,
     /// Accounts that were there already.
     pub unchanged: Vec<String>,
+    /// Rows that were made first.
+    pub made: Vec<Made>,
 }
 
 /// How far an account's last change is on the nodes.
@@ -162,10 +164,7 @@ async fn flip_postgres(
         .bind(owner.as_str())
         .execute(&mut **transaction)
         .await?;
-    sqlx::query("SELECT ensure_account(name) FROM unnest($1) AS name")
-        .bind(&names)
-        .execute(&mut **transaction)
-        .await?;
+    let made = sqlx::query_as(ENSURE).bind(&names).fetch_all(&mut **transaction).await?;
     let changed: Vec<String> = sqlx::query_scalar(
         "UPDATE accounts SET owner = $1 \
          WHERE account = ANY($2) AND state = 'active' AND owner <> $1 RETURNING account",
@@ -180,7 +179,7 @@ async fn flip_postgres(
     .bind(&names)
     .fetch_all(&mut **transaction)
     .await?;
-    finish(names, changed, held)
+    finish(names, changed, held, made)
 }
 
 async fn flip_sqlite(
@@ -191,67 +190,35 @@ async fn flip_sqlite(
 ) -> Result<Flipped, TableError> {
     require_owner_sqlite(transaction, owner).await?;
     sign_sqlite(transaction, Some((actor, "accounts flip"))).await?;
-    let (mut changed, mut held) = (Vec::new(), Vec::new());
+    let (mut changed, mut held, mut made) = (Vec::new(), Vec::new(), Vec::new());
     for name in &names {
-        match ensure_sqlite(transaction, name).await? {
-            (_, state) if state == "held" => held.push(name.clone()),
-            (now, _) if now == owner.as_str() => {}
-            (..) => {
-                sqlx::query("UPDATE accounts SET owner = $1 WHERE account = $2")
-                    .bind(owner.as_str())
-                    .bind(name)
-                    .execute(&mut **transaction)
-                    .await?;
-                changed.push(name.clone());
-            }
+        let account = ensure_sqlite(transaction, name).await?;
+        made.extend(account.made);
+        if account.held {
+            held.push(name.clone());
+        } else if account.owner != owner.as_str() {
+            sqlx::query("UPDATE accounts SET owner = $1 WHERE account = $2")
+                .bind(owner.as_str())
+                .bind(name)
+                .execute(&mut **transaction)
+                .await?;
+            changed.push(name.clone());
         }
     }
     sign_sqlite(transaction, None).await?;
-    finish(names, changed, held)
-}
-
-/// Gives an account that has no row one at its domain's default owner. Nothing changes by it.
-pub(super) async fn ensure_sqlite(
-    transaction: &mut Transaction<'_, Sqlite>,
-    name: &str,
-) -> Result<(String, String), TableError> {
-    let domain = name.rsplit_once('@').map(|(_, domain)| domain);
-    sqlx::query(SQLITE_ENSURE).bind(name).bind(domain).execute(&mut **transaction).await?;
-    let row = sqlx::query_as("SELECT owner, state FROM accounts WHERE account = $1")
-        .bind(name)
-        .fetch_optional(&mut **transaction)
-        .await?;
-    match row {
-        Some(row) => Ok(row),
-        None => Err(missing_sqlite(transaction, name).await?),
-    }
-}
-
-/// Why a name has no row: an alias, or nothing.
-async fn missing_sqlite(
-    transaction: &mut Transaction<'_, Sqlite>,
-    name: &str,
-) -> Result<TableError, TableError> {
-    let account: Option<String> =
-        sqlx::query_scalar("SELECT account FROM aliases WHERE alias = $1")
-            .bind(name)
-            .fetch_optional(&mut **transaction)
-            .await?;
-    Ok(match account {
-        Some(account) => TableError::IsAlias { alias: name.to_owned(), account },
-        None => TableError::NoSuchAccount(name.to_owned()),
-    })
+    finish(names, changed, held, made)
 }
 
 fn finish(
     names: Vec<String>,
     mut changed: Vec<String>,
     held: Vec<String>,
+    made: Vec<Made>,
 ) -> Result<Flipped, TableError> {
     if !held.is_empty() {
         return Err(TableError::Held(held));
     }
     changed.sort();
     let unchanged = names.into_iter().filter(|name| changed.binary_search(name).is_err()).collect();
-    Ok(Flipped { changed, unchanged })
+    Ok(Flipped { changed, unchanged, made })
 }

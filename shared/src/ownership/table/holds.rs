@@ -10,7 +10,8 @@ use std::time::Duration;
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
 
 use self::holder::{held_already, require_fenced_holder, require_holder};
-use super::flip::{ensure_sqlite, require_owner_sqlite, sign_postgres, sign_sqlite};
+use super::ensure::{Made, ensure_sqlite};
+use super::flip::{require_owner_sqlite, sign_postgres, sign_sqlite};
 use super::{Table, TableError};
 use crate::backend::BackendName;
 
@@ -47,6 +48,15 @@ const NODE_STATUS: &str = "WITH last AS (SELECT max(epoch) AS epoch FROM (\
      FROM nodes.nodes n JOIN last LEFT JOIN nodes.busy b \
        ON b.node = n.node AND b.service = n.service AND b.account = $1 ORDER BY n.node, n.service";
 
+/// A hold that has begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// What its holder needs for everything else.
+    pub token: String,
+    /// The row that was made first.
+    pub made: Option<Made>,
+}
+
 /// How far one service of one node is with the last change of an account.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct NodeStatus {
@@ -73,33 +83,36 @@ impl NodeStatus {
 
 impl Table {
     /// Holds an account: from now on nobody serves it, until its holder ends that or the lease does.
-    /// Returns the holder's token.
     ///
     /// # Errors
     ///
-    /// No account, held already, or a lease that is too long.
+    /// No account, held already, a name that lives by another's row, or a lease that is too long.
     pub async fn hold(
         &self,
         account: &str,
         lease: Duration,
         actor: &str,
-    ) -> Result<String, TableError> {
+    ) -> Result<Hold, TableError> {
         let account = super::canonical(account)?;
         require_lease(lease)?;
         match self {
             Self::Postgres(pool) => {
                 let mut transaction = begin_postgres(pool, actor).await?;
+                let made: Option<String> = sqlx::query_scalar("SELECT ensure_account($1)")
+                    .bind(&account)
+                    .fetch_one(&mut *transaction)
+                    .await?;
                 let token = sqlx::query_scalar("SELECT hold($1, $2 * interval '1 millisecond')")
                     .bind(&account)
                     .bind(millis(lease))
                     .fetch_one(&mut *transaction)
                     .await?;
                 transaction.commit().await?;
-                Ok(token)
+                Ok(Hold { token, made: made.map(|owner| Made { account, owner }) })
             }
             Self::Sqlite { pool, .. } => {
                 let mut transaction = begin_sqlite(pool, actor, "ensure_account").await?;
-                ensure_sqlite(&mut transaction, &account).await?;
+                let made = ensure_sqlite(&mut transaction, &account).await?.made;
                 sign_sqlite(&mut transaction, Some((actor, "hold"))).await?;
                 let token: Option<String> = sqlx::query_scalar(HOLD)
                     .bind(&account)
@@ -110,7 +123,7 @@ impl Table {
                     return Err(held_already(&mut transaction, account).await?);
                 };
                 end_sqlite(transaction).await?;
-                Ok(token)
+                Ok(Hold { token, made })
             }
         }
     }
