@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::node::binary;
 use crate::patience::until;
@@ -33,6 +33,15 @@ enum Store {
     Own(Box<Server>, Database),
     /// With what has to be put before commands that open it.
     File(Place, &'static [&'static str]),
+}
+
+/// What was in a table at one moment.
+#[derive(Debug)]
+pub enum Backup {
+    /// SQL text for psql.
+    Dump(String),
+    /// A copy of the file.
+    File(PathBuf),
 }
 
 /// Views over both SQLite files, which `mailshift sql` makes for a session, too.
@@ -130,6 +139,47 @@ impl Table {
         }
         .map(|printed| printed.trim_end().to_owned())
         .with_context(|| statements.chars().take(200).collect::<String>())
+    }
+
+    /// Copies the table as it is now.
+    ///
+    /// # Errors
+    ///
+    /// What the shell complains about.
+    pub fn back_up(&self) -> Result<Backup> {
+        match &self.store {
+            Store::Shared(server, database) => server.dump(&database.name).map(Backup::Dump),
+            Store::Own(server, database) => server.dump(&database.name).map(Backup::Dump),
+            Store::File(..) => {
+                let file = self.file().with_file_name("backup.db");
+                self.sql(&format!(".backup {}", file.display()))?;
+                Ok(Backup::File(file))
+            }
+        }
+    }
+
+    /// Puts a copy in the table's place: what was committed since is lost, and `then` has been done to the
+    /// copy already. Postgres ends all connections.
+    ///
+    /// # Errors
+    ///
+    /// What the shell complains about.
+    pub fn restore(&self, backup: &Backup, then: &str) -> Result<()> {
+        let (server, name) = match &self.store {
+            Store::Shared(server, database) => (*server, &database.name),
+            Store::Own(server, database) => (&**server, &database.name),
+            Store::File(_, before) => {
+                let Backup::File(file) = backup else { bail!("a dump is no file") };
+                sqlite3(before, file, then)?;
+                return self.sql(&format!(".restore {}", file.display())).map(drop);
+            }
+        };
+        let Backup::Dump(dump) = backup else { bail!("a file is no dump") };
+        server.psql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"))?;
+        server.psql("postgres", &format!("CREATE DATABASE {name}"))?;
+        // At once: nobody is to see half of it.
+        let restore = format!("BEGIN;\n{dump}\nSET search_path = public;\n{then}\nCOMMIT;\n");
+        server.psql(name, &restore).map(drop)
     }
 
     /// Gives an account to a backend by the one statement that is the interface.

@@ -1076,9 +1076,10 @@ BEGIN
 END
 $$;
 
--- Holds an account, without end, because two histories name two owners: only an operator decides.
--- `believed_owner` is what a node knew; a row that is gone is made again at it. A holder's token ends.
--- True when this call made the dispute, false when it was there.
+-- Holds a name, without end, because two histories lead it to two owners: only an operator decides.
+-- `believed_owner` is what a node knew. A name without a row gets one there; so does an alias, which is
+-- deleted, so that the name itself is held and not its account. A holder's token ends. True when this call
+-- made the dispute, false when it was there.
 CREATE FUNCTION dispute(account text, believed_owner text, reason text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
     SET lock_timeout = '5s'
@@ -1086,14 +1087,22 @@ AS $$
 DECLARE
     before text := set_via('dispute');
     made boolean;
+    alias_of text;
 BEGIN
     PERFORM require_read_committed();
+    -- From here on nobody else changes what is read below; two nodes come one after the other.
+    PERFORM FROM clock FOR UPDATE;
     IF NOT EXISTS (SELECT FROM accounts a WHERE a.account = dispute.account) THEN
+        SELECT s.account INTO alias_of FROM aliases s WHERE s.alias = dispute.account;
+        IF FOUND THEN
+            DELETE FROM aliases s WHERE s.alias = dispute.account;
+        END IF;
         INSERT INTO accounts (account, owner, state)
-        VALUES (dispute.account, believed_owner, 'held') ON CONFLICT DO NOTHING;
+        VALUES (dispute.account, believed_owner, 'held');
     END IF;
     UPDATE accounts
-       SET state = 'held', hold_token = NULL, hold_until = NULL, disputed = coalesce(reason, '')
+       SET state = 'held', hold_token = NULL, hold_until = NULL,
+           disputed = concat_ws('; ', reason, 'it was an alias of ' || alias_of)
      WHERE accounts.account = dispute.account AND disputed IS NULL;
     made := FOUND;
     PERFORM set_via(before);

@@ -11,7 +11,9 @@
 //! The copy has a *version*: how many rows were written to it. What a look-up saw is told by it alone; an
 //! epoch would not do, since a row that is not there has none.
 
-use std::collections::HashMap;
+mod claims;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Epoch;
@@ -19,11 +21,15 @@ use super::name::{Name, Purpose};
 use super::routing::RoutingDomains;
 use crate::address::{Address, Domain};
 
+pub(super) use claims::Claim;
+
 /// How many rows were written to a copy. A look-up that saw version v saw the first v of them and no more.
 pub type Version = u64;
 
 /// Rows changed under one write lock, so that look-ups wait microseconds, not seconds.
 pub const APPLY_BATCH: usize = 1_000;
+/// Most deletions that a copy remembers.
+pub const MAX_REMOVED: usize = 100_000;
 
 /// A complete copy of the ownership table. Empty until the feed loads it.
 #[derive(Debug, Default)]
@@ -37,6 +43,9 @@ pub struct Tables {
     accounts: HashMap<Box<str>, Account>,
     aliases: HashMap<Box<str>, Alias>,
     domains: HashMap<Box<str>, DomainRow>,
+    /// Accounts and aliases that were deleted, the newest last: a row that is not there has no change by
+    /// which it is not.
+    removed: VecDeque<(Epoch, Change)>,
     /// Owner names; accounts hold an index, since there are few of these and many of those.
     owners: Vec<Box<str>>,
     /// Appended to bare logins that are no names by themselves.
@@ -103,17 +112,6 @@ pub enum Change {
     Domain(Box<str>, Option<DomainRow>),
 }
 
-/// An account that lived elsewhere before the table was read afresh.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Claim {
-    /// The account.
-    pub(super) account: Box<str>,
-    /// The owner by which this node has served it.
-    pub(super) owner: Box<str>,
-    /// The change that said so.
-    pub(super) epoch: Epoch,
-}
-
 /// What a look-up found.
 #[derive(Debug)]
 pub struct Answer {
@@ -176,8 +174,7 @@ impl OwnerMap {
     /// all of them are seen.
     pub fn replace(&self, mut fresh: Tables) -> (Version, Vec<Change>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        fresh.default_domain.clone_from(&tables.default_domain);
-        fresh.routing.clone_from(&tables.routing);
+        fresh.configure_like(&tables);
         fresh.version = tables.version.saturating_add(1);
         let differences = tables.differences(&fresh);
         *tables = fresh;
@@ -196,23 +193,6 @@ impl OwnerMap {
             }
         }
         first
-    }
-
-    /// Accounts whose owner `fresh` tells differently.
-    pub(super) fn claims(&self, fresh: &Tables) -> Vec<Claim> {
-        self.read().claims(fresh)
-    }
-
-    /// Domains whose default owner `fresh` tells differently.
-    pub(super) fn moved_domains(&self, fresh: &Tables) -> Vec<Box<str>> {
-        let tables = self.read();
-        let mut moved = Vec::new();
-        for (name, row) in tables.domains.iter().filter(|(_, row)| row.default_owner.is_some()) {
-            if fresh.domains.get(name).map(|row| &row.default_owner) != Some(&row.default_owner) {
-                moved.push(name.clone());
-            }
-        }
-        moved
     }
 
     /// Sets the domain that bare logins get.
@@ -268,16 +248,35 @@ impl Tables {
                 let owner = self.intern(&owner);
                 self.accounts.insert(name, Account { epoch, owner, held, login });
             }
-            Change::Account(name, None) => drop(self.accounts.remove(&name)),
+            Change::Account(name, None) => {
+                self.accounts.remove(&name);
+                self.remember(epoch, Change::Account(name, None));
+            }
             Change::Alias(name, Some(AliasRow { account, login })) => {
                 self.aliases.insert(name, Alias { epoch, account, login });
             }
-            Change::Alias(name, None) => drop(self.aliases.remove(&name)),
+            Change::Alias(name, None) => {
+                self.aliases.remove(&name);
+                self.remember(epoch, Change::Alias(name, None));
+            }
             Change::Domain(name, Some(row)) => {
                 self.domains.insert(name, DomainRow { epoch, ..row });
             }
             Change::Domain(name, None) => drop(self.domains.remove(&name)),
         }
+    }
+
+    fn remember(&mut self, epoch: Epoch, deletion: Change) {
+        if self.removed.len() >= MAX_REMOVED {
+            self.removed.pop_front();
+        }
+        self.removed.push_back((epoch, deletion));
+    }
+
+    /// What the configuration adds to a copy.
+    fn configure_like(&mut self, other: &Self) {
+        self.default_domain.clone_from(&other.default_domain);
+        self.routing.clone_from(&other.routing);
     }
 
     fn resolve(&self, name: &Name) -> Answer {
@@ -418,26 +417,6 @@ impl Tables {
         changes
     }
 
-    fn claims(&self, fresh: &Self) -> Vec<Claim> {
-        let mut claims = Vec::new();
-        for (account, row) in &self.accounts {
-            let Some(owner) = self.owners.get(usize::from(row.owner)) else { continue };
-            if fresh.owner_of(account) != Some(&**owner) {
-                let (account, owner) = (account.clone(), owner.clone());
-                claims.push(Claim { account, owner, epoch: row.epoch });
-            }
-        }
-        claims
-    }
-
-    /// Where an account lives, by its row or by its domain's default.
-    fn owner_of(&self, account: &str) -> Option<&str> {
-        match self.accounts.get(account) {
-            Some(row) => self.owners.get(usize::from(row.owner)).map(|owner| &**owner),
-            None => self.domains.get(account.rsplit_once('@')?.1)?.default_owner.as_deref(),
-        }
-    }
-
     fn account_row(&self, name: &str) -> Option<AccountRow> {
         let row = self.accounts.get(name)?;
         let owner = self.owners.get(usize::from(row.owner)).cloned().unwrap_or_default();
@@ -574,33 +553,6 @@ mod tests {
             names,
             ["bob+x@example.org", "@example.org", "bob@example.org", "*@example.org"]
         );
-    }
-
-    #[test]
-    fn an_account_that_lived_elsewhere_is_claimed() {
-        let map = map();
-        let mut fresh = Tables::default();
-        let domain = |default: &str| {
-            Some(DomainRow { default_owner: Some(default.into()), ..DomainRow::default() })
-        };
-        fresh.set(1, Change::Domain("example.org".into(), domain("old")));
-        fresh.set(1, Change::Domain("strict.example".into(), domain("old")));
-        fresh.set(3, Change::Account("ann@example.org".into(), Some(account("old"))));
-        let mut claims = map.claims(&fresh);
-        claims.sort_by(|a, b| a.account.cmp(&b.account));
-        // held@ and list@ have no row any more, but live where they did by their domain's default.
-        let claim = |account: &str, owner: &str, epoch| Claim {
-            account: account.into(),
-            owner: owner.into(),
-            epoch,
-        };
-        assert_eq!(
-            claims,
-            [claim("*@strict.example", "attic", 6), claim("ann@example.org", "new", 3)]
-        );
-        assert!(map.moved_domains(&fresh).is_empty(), "a default that appeared moved nobody");
-        fresh.set(9, Change::Domain("example.org".into(), domain("new")));
-        assert_eq!(*map.moved_domains(&fresh), ["example.org".into()]);
     }
 
     #[test]

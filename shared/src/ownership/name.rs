@@ -100,6 +100,11 @@ impl Name {
         }
     }
 
+    /// The name of a row of the table, which is canonical there, asked for as mail asks for it.
+    pub(super) fn of_row(key: &str) -> Self {
+        Self { text: key.into(), purpose: Purpose::Mail }
+    }
+
     /// The canonical text.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -173,10 +173,21 @@ pub(super) struct Report<'a> {
     pub(super) drained: Vec<&'a str>,
 }
 
-/// What became of a [`Claim`].
+/// A [`Claim`] by a change that is lost.
+#[derive(Debug)]
+pub(super) struct Dispute<'a> {
+    /// The name, and where it was.
+    pub(super) claim: &'a Claim,
+    /// The newest of its changes that is not in the table any more.
+    pub(super) change: Epoch,
+    /// What became of it.
+    pub(super) outcome: Disputed,
+}
+
+/// What became of a [`Dispute`].
 #[derive(Debug)]
 pub(super) enum Disputed {
-    /// The account is held until an operator decides.
+    /// The name is held until an operator decides.
     Held,
     /// It could not be held: the database's words.
     Refused(String),
@@ -280,12 +291,12 @@ impl Store {
         }
     }
 
-    /// Of `claims`, holds the accounts whose change is not in the table any more; for each of those what
+    /// Of `claims`, holds the names of which a change is not in the table any more; for each of those what
     /// became of it. One that was disputed since is left as it is.
     pub(super) async fn dispute<'a>(
         &self,
         claims: &'a [Claim],
-    ) -> Result<Vec<(&'a Claim, Disputed)>, StoreError> {
+    ) -> Result<Vec<Dispute<'a>>, StoreError> {
         match self {
             Self::Postgres(store) => store.dispute(claims).await,
             Self::Sqlite(store) => store.dispute(claims).await,

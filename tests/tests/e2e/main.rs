@@ -3,6 +3,7 @@
 
 mod clients;
 mod flip;
+mod history;
 mod holds;
 mod identity;
 mod names;

@@ -426,6 +426,65 @@ async fn a_dispute_holds_without_end_and_takes_the_holders_token() {
 }
 
 #[tokio::test]
+async fn a_disputed_alias_is_held_itself_and_not_its_account() {
+    let (_database, pool) = table().await;
+    run(
+        &pool,
+        "INSERT INTO aliases (alias, account) VALUES ('info@example.org', 'ann@example.org')",
+    )
+    .await;
+    let dispute = "SELECT dispute('info@example.org', 'new', 'change 7 is lost')";
+    assert_eq!(text(&pool, dispute).await, "true");
+    assert_eq!(text(&pool, dispute).await, "false");
+    let rows = "SELECT string_agg(concat_ws(' ', account, owner, state, disputed), ', ' ORDER BY account) \
+                FROM accounts WHERE domain_of(account) = 'example.org'";
+    assert_eq!(
+        text(&pool, rows).await,
+        "ann@example.org old active, bob@example.org old active, info@example.org new held change 7 is \
+         lost; it was an alias of ann@example.org"
+    );
+    assert_eq!(number(&pool, "SELECT count(*) FROM aliases").await, 0);
+    let audit = "SELECT string_agg(concat_ws(' ', kind, op, old_account, new_owner, new_state), ', ' \
+                 ORDER BY epoch) FROM changes WHERE name = 'info@example.org' AND via = 'dispute'";
+    assert_eq!(text(&pool, audit).await, "alias delete ann@example.org, account insert new held");
+    // Back to what it was, in one transaction.
+    run(
+        &pool,
+        "BEGIN; \
+         UPDATE accounts SET owner = 'old', state = 'active' WHERE account = 'info@example.org'; \
+         DELETE FROM accounts WHERE account = 'info@example.org'; \
+         INSERT INTO aliases (alias, account) VALUES ('info@example.org', 'ann@example.org'); \
+         COMMIT",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn nodes_that_dispute_a_name_at_once_agree() {
+    let (_database, pool) = table().await;
+    run(
+        &pool,
+        "INSERT INTO aliases (alias, account) VALUES ('info@example.org', 'ann@example.org')",
+    )
+    .await;
+    // An alias, an account, names without a row in both kinds of domains.
+    for name in ["info@example.org", "ann@example.org", "gil@example.org", "zoe@strict.example"] {
+        let nodes = ["new", "old", "new", "attic"].map(|owner| {
+            let sql = format!("SELECT dispute('{name}', '{owner}', '{owner}')");
+            sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql)).fetch_one(&pool)
+        });
+        let made: Vec<bool> =
+            futures_util::future::join_all(nodes).await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(made.iter().filter(|made| **made).count(), 1, "{name}: {made:?}");
+        let rows = format!(
+            "SELECT count(*) FROM accounts WHERE account = '{name}' AND state = 'held' \
+             AND hold_until IS NULL AND disputed IS NOT NULL"
+        );
+        assert_eq!(number(&pool, &rows).await, 1, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn the_clock_is_raised_above_every_epoch_seen() {
     let (_database, pool) = table().await;
     assert_eq!(number(&pool, "SELECT raise_clock(5000)").await, 5001);

@@ -1,11 +1,11 @@
 //! The ownership table in Postgres.
 
+mod dispute;
 mod listener;
 mod report;
 mod session;
 mod unknown;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,19 +15,17 @@ use futures_util::TryStreamExt;
 use sqlx::error::DatabaseError;
 
 use super::rows::{
-    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, number, signed,
+    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, number,
+    signed,
 };
-use super::{Cursor, Disputed, Grant, Node, Page, Snapshot, StoreError};
+use super::{Cursor, Grant, Node, Page, Snapshot, StoreError};
 pub(super) use listener::Listener;
 use session::{Connections, connect};
 
 use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
-use crate::ownership::map::{Claim, Tables};
+use crate::ownership::map::Tables;
 use crate::ownership::schema::{self, Apply};
-
-/// Accounts whose disputes are looked at together.
-const DISPUTES_AT_ONCE: usize = 1_000;
 
 /// The ownership table in Postgres.
 pub struct PostgresStore {
@@ -130,6 +128,14 @@ impl PostgresStore {
             .fetch_one(&mut *transaction)
             .await?;
         let mut tables = Tables::with_capacity(number(accounts), number(aliases));
+        let mut removed = sqlx::query_as(rows::REMOVED)
+            .bind(RemovedRow::limit())
+            .persistent(keep)
+            .fetch(&mut *transaction);
+        while let Some(row) = removed.try_next().await? {
+            RemovedRow::put(row, &mut tables);
+        }
+        drop(removed);
         let mut domains = sqlx::query_as(rows::DOMAINS).persistent(keep).fetch(&mut *transaction);
         while let Some(row) = domains.try_next().await? {
             DomainsRow::put(row, &mut tables);
@@ -222,56 +228,6 @@ impl PostgresStore {
         Ok(u64::try_from(ended).unwrap_or_default())
     }
 
-    pub(super) async fn dispute<'a>(
-        &self,
-        claims: &'a [Claim],
-    ) -> Result<Vec<(&'a Claim, Disputed)>, StoreError> {
-        let mut disputed = Vec::new();
-        // In parts, so that nodes that find the same loss do not all do the same work.
-        for part in claims.chunks(DISPUTES_AT_ONCE) {
-            let lost = self.lost(part).await?;
-            for claim in part.iter().filter(|claim| lost.contains(&*claim.account)) {
-                let mut session = self.connections.session().await?;
-                let done = sqlx::query("SELECT dispute($1, $2, $3)")
-                    .bind(&*claim.account)
-                    .bind(&*claim.owner)
-                    .bind(rows::reason(&self.node, claim))
-                    .persistent(self.connections.keep_statements())
-                    .execute(session.connection())
-                    .await;
-                let outcome = refused(done)?;
-                session.end().await?;
-                disputed.push((claim, outcome));
-            }
-        }
-        Ok(disputed)
-    }
-
-    /// Accounts whose change is gone. Changes older than the oldest one were pruned, not lost; an account
-    /// that was disputed after the change has had its operator.
-    async fn lost(&self, claims: &[Claim]) -> Result<HashSet<String>, StoreError> {
-        let accounts: Vec<&str> = claims.iter().map(|claim| &*claim.account).collect();
-        let owners: Vec<&str> = claims.iter().map(|claim| &*claim.owner).collect();
-        let epochs: Vec<i64> = claims.iter().map(|claim| signed(claim.epoch)).collect();
-        let mut session = self.connections.session().await?;
-        let lost: Vec<String> = sqlx::query_scalar(
-            "SELECT m.account FROM unnest($1::text[], $2::text[], $3::bigint[]) m(account, owner, epoch) \
-             WHERE m.epoch >= coalesce((SELECT min(epoch) FROM changes), 0) \
-             AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.epoch = m.epoch AND c.kind = 'account' \
-               AND c.name = m.account AND c.new_owner = m.owner) \
-             AND NOT EXISTS (SELECT 1 FROM changes c WHERE c.epoch > m.epoch AND c.kind = 'account' \
-               AND c.name = m.account AND c.via = 'dispute')",
-        )
-        .bind(accounts)
-        .bind(owners)
-        .bind(epochs)
-        .persistent(self.connections.keep_statements())
-        .fetch_all(session.connection())
-        .await?;
-        session.end().await?;
-        Ok(lost.into_iter().collect())
-    }
-
     pub(super) async fn raise_clock(&self, epoch: Epoch) -> Result<(), StoreError> {
         let mut session = self.connections.session().await?;
         sqlx::query("SELECT raise_clock($1)")
@@ -291,18 +247,6 @@ impl fmt::Debug for PostgresStore {
     /// Without the connection's options, which have the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore").field("node", &self.node).finish_non_exhaustive()
-    }
-}
-
-/// What the table itself refused will be refused again; anything else is tried again.
-fn refused<T>(done: Result<T, sqlx::Error>) -> Result<Disputed, StoreError> {
-    let Err(error) = done else { return Ok(Disputed::Held) };
-    match error.as_database_error().and_then(DatabaseError::code) {
-        // Classes of errors: ours, and integrity constraints.
-        Some(code) if code.starts_with("MS") || code.starts_with("23") => {
-            Ok(Disputed::Refused(error.to_string()))
-        }
-        Some(_) | None => Err(error.into()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The table's rows as both databases return them, and the statements that are the same in both.
 
 use crate::ownership::Epoch;
-use crate::ownership::map::{AccountRow, AliasRow, Change, Claim, DomainRow, Tables};
+use crate::ownership::map::{AccountRow, AliasRow, Change, Claim, DomainRow, MAX_REMOVED, Tables};
 
 use super::{Cursor, Node, Page, StoreError};
 
@@ -18,6 +18,19 @@ pub(super) const DOMAINS: &str =
 pub(super) const ACCOUNTS: &str =
     "SELECT account, epoch, owner, state = 'held' AS held, login FROM accounts";
 pub(super) const ALIASES: &str = "SELECT alias, epoch, account, login FROM aliases";
+/// Deletions among the newest changes, in their order; `$1` of these are looked at.
+pub(super) const REMOVED: &str = "SELECT epoch, kind, name FROM (SELECT epoch, kind, name, deleted \
+     FROM changes ORDER BY epoch DESC, kind DESC, name DESC LIMIT $1) newest \
+     WHERE deleted ORDER BY epoch, kind, name";
+
+/// What a row of `changes` (as `c`) has made of its row, as [`Basis`] says it.
+macro_rules! made {
+    () => {
+        "CASE WHEN c.deleted THEN '' WHEN c.kind = 'account' THEN c.new_owner || ' ' || c.new_state \
+         WHEN c.kind = 'alias' THEN c.new_account ELSE coalesce(c.new_default_owner, '') END"
+    };
+}
+pub(super) use made;
 
 #[derive(sqlx::FromRow)]
 pub(super) struct CursorRow {
@@ -42,6 +55,22 @@ pub(super) struct AccountsRow {
     owner: String,
     held: bool,
     login: bool,
+}
+
+/// A row that was deleted.
+#[derive(sqlx::FromRow)]
+pub(super) struct RemovedRow {
+    epoch: i64,
+    kind: String,
+    name: String,
+}
+
+/// A change that a claim rests on, as it is looked for in `changes`.
+pub(super) struct Basis<'a> {
+    pub(super) epoch: i64,
+    pub(super) kind: &'static str,
+    pub(super) name: &'a str,
+    pub(super) made: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -90,6 +119,44 @@ impl AliasesRow {
     pub(super) fn put(self, tables: &mut Tables) {
         let row = AliasRow { account: self.account.into(), login: self.login };
         tables.set(epoch_of(self.epoch), Change::Alias(self.alias.into(), Some(row)));
+    }
+}
+
+impl RemovedRow {
+    /// How many changes are looked at.
+    pub(super) fn limit() -> i64 {
+        i64::try_from(MAX_REMOVED).unwrap_or(i64::MAX)
+    }
+
+    /// To be put before the rows themselves: some are there again.
+    pub(super) fn put(self, tables: &mut Tables) {
+        let change = match self.kind.as_str() {
+            "account" => Change::Account(self.name.into(), None),
+            "alias" => Change::Alias(self.name.into(), None),
+            _ => return,
+        };
+        tables.set(epoch_of(self.epoch), change);
+    }
+}
+
+impl<'a> Basis<'a> {
+    pub(super) fn of((epoch, change): &'a (Epoch, Change)) -> Self {
+        let (kind, name, made) = match change {
+            Change::Account(name, row) => {
+                let made = row.as_ref().map(|row| {
+                    format!("{} {}", row.owner, if row.held { "held" } else { "active" })
+                });
+                ("account", name, made)
+            }
+            Change::Alias(name, row) => {
+                ("alias", name, row.as_ref().map(|row| row.account.to_string()))
+            }
+            Change::Domain(name, row) => {
+                let owner = row.as_ref().and_then(|row| row.default_owner.as_ref());
+                ("domain", name, owner.map(ToString::to_string))
+            }
+        };
+        Self { epoch: signed(*epoch), kind, name, made: made.unwrap_or_default() }
     }
 }
 
@@ -171,11 +238,14 @@ pub(super) fn evicted(row: Option<(bool, bool)>) -> Option<StoreError> {
     }
 }
 
-/// Why an account is disputed, for the operator who has to decide.
-pub(super) fn reason(node: &Node, claim: &Claim) -> String {
+/// Why a name is disputed, for the operator who has to decide: by which change, now lost, it was where.
+pub(super) fn reason(node: &Node, claim: &Claim, change: Epoch) -> String {
+    let Claim { owner, held, alias_of, .. } = claim;
+    let did = if *held { "knew it held" } else { "has served it" };
+    let alias = alias_of.as_ref().map(|of| format!(", as an alias of {of},")).unwrap_or_default();
     format!(
-        "history lost: {}/{} has served it at {} by change {}, which is not in the table any more",
-        node.name, node.service, claim.owner, claim.epoch
+        "history lost: {}/{} {did} at {owner}{alias} by change {change}, which is not in the table any more",
+        node.name, node.service
     )
 }
 

@@ -3,6 +3,7 @@
 //! What the services write (`nodes`, `busy`) lives in a second file beside it, so that a service never
 //! locks the file in which an operator's shell is about to flip an account.
 
+mod dispute;
 mod unknown;
 
 use std::fs::{self, OpenOptions, Permissions};
@@ -12,22 +13,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use sqlx::ConnectOptions;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Sqlite, Transaction};
 use tokio::time::sleep;
 
 use super::rows::{
-    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, number, signed,
+    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, number,
+    signed,
 };
-use super::{Cursor, Disputed, Grant, Node, Page, Report, Snapshot, StoreError};
+use super::{Cursor, Grant, Node, Page, Report, Snapshot, StoreError};
 use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
-use crate::ownership::map::{Claim, Tables};
+use crate::ownership::map::Tables;
 use crate::ownership::schema::{self, Apply, SchemaError};
-use crate::ownership::table::{expire_sqlite, sign_sqlite};
+use crate::ownership::table::expire_sqlite;
 
 /// How often the file is asked whether somebody has written to it. A flip is seen within this.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -138,6 +140,12 @@ impl SqliteStore {
         let aliases: i64 =
             sqlx::query_scalar(rows::COUNT_ALIASES).fetch_one(&mut *transaction).await?;
         let mut tables = Tables::with_capacity(number(accounts), number(aliases));
+        let mut removed =
+            sqlx::query_as(rows::REMOVED).bind(RemovedRow::limit()).fetch(&mut *transaction);
+        while let Some(row) = removed.try_next().await? {
+            RemovedRow::put(row, &mut tables);
+        }
+        drop(removed);
         let mut domains = sqlx::query_as(rows::DOMAINS).fetch(&mut *transaction);
         while let Some(row) = domains.try_next().await? {
             DomainsRow::put(row, &mut tables);
@@ -274,26 +282,6 @@ impl SqliteStore {
         Ok(expire_sqlite(&self.table, &self.signature()).await?)
     }
 
-    pub(super) async fn dispute<'a>(
-        &self,
-        claims: &'a [Claim],
-    ) -> Result<Vec<(&'a Claim, Disputed)>, StoreError> {
-        let mut disputed = Vec::new();
-        for claim in claims {
-            let mut transaction = self.table.begin_with("BEGIN IMMEDIATE").await?;
-            sign_sqlite(&mut transaction, Some((&self.signature(), "dispute"))).await?;
-            let held = hold(&mut transaction, claim, &rows::reason(&self.node, claim)).await;
-            sign_sqlite(&mut transaction, None).await?;
-            transaction.commit().await?;
-            match refused(held)? {
-                Ok(true) => disputed.push((claim, Disputed::Held)),
-                Ok(false) => {}
-                Err(words) => disputed.push((claim, Disputed::Refused(words))),
-            }
-        }
-        Ok(disputed)
-    }
-
     fn signature(&self) -> String {
         format!("{}/{}", self.node.name, self.node.service)
     }
@@ -340,63 +328,6 @@ impl Watch {
             None => self.connection.insert(options(&self.file).connect().await?),
         };
         sqlx::query_scalar("PRAGMA data_version").fetch_one(connection).await
-    }
-}
-
-/// Holds the account without end, where its change is gone. Says whether it is.
-async fn hold(
-    transaction: &mut Transaction<'_, Sqlite>,
-    claim: &Claim,
-    reason: &str,
-) -> Result<bool, sqlx::Error> {
-    let lost: bool = sqlx::query_scalar(
-        "SELECT $3 >= coalesce((SELECT min(epoch) FROM changes), 0) \
-         AND NOT EXISTS (SELECT 1 FROM changes WHERE epoch = $3 AND kind = 'account' \
-           AND name = $1 AND new_owner = $2) \
-         AND NOT EXISTS (SELECT 1 FROM changes WHERE epoch > $3 AND kind = 'account' \
-           AND name = $1 AND via = 'dispute')",
-    )
-    .bind(&*claim.account)
-    .bind(&*claim.owner)
-    .bind(signed(claim.epoch))
-    .fetch_one(&mut **transaction)
-    .await?;
-    if !lost {
-        return Ok(false);
-    }
-    sqlx::query(
-        "INSERT INTO accounts (account, owner, state) SELECT $1, $2, 'held' \
-         WHERE NOT EXISTS (SELECT 1 FROM accounts WHERE account = $1)",
-    )
-    .bind(&*claim.account)
-    .bind(&*claim.owner)
-    .execute(&mut **transaction)
-    .await?;
-    sqlx::query(
-        "UPDATE accounts SET state = 'held', hold_token = NULL, hold_until = NULL, disputed = $2 \
-         WHERE account = $1 AND disputed IS NULL",
-    )
-    .bind(&*claim.account)
-    .bind(reason)
-    .execute(&mut **transaction)
-    .await?;
-    Ok(true)
-}
-
-/// What the table itself refused will be refused again; anything else is tried again.
-fn refused(held: Result<bool, sqlx::Error>) -> Result<Result<bool, String>, StoreError> {
-    match held {
-        Ok(held) => Ok(Ok(held)),
-        // SQLITE_CONSTRAINT_TRIGGER and its like: the code's low octet is 19.
-        Err(sqlx::Error::Database(error))
-            if error
-                .code()
-                .and_then(|code| code.parse::<i32>().ok())
-                .is_some_and(|c| c & 0xff == 19) =>
-        {
-            Ok(Err(error.to_string()))
-        }
-        Err(error) => Err(error.into()),
     }
 }
 
