@@ -51,7 +51,8 @@ async fn mail_for_an_alias_whose_move_is_lost_waits_until_an_operator_decides(en
     table
         .sql(&format!(
             "INSERT INTO aliases (alias, account) VALUES ('{INFO}', '{ANN}');
-             INSERT INTO domains (domain) VALUES ('strict.example');"
+             INSERT INTO domains (domain, default_owner) VALUES ('strict.example', NULL),
+               ('late.example', 'old');"
         ))
         .unwrap();
     let mut options = lab.options("node1");
@@ -61,7 +62,8 @@ async fn mail_for_an_alias_whose_move_is_lost_waits_until_an_operator_decides(en
     table
         .sql(&format!(
             "UPDATE aliases SET account = '{BOB}' WHERE alias = '{INFO}';
-             INSERT INTO aliases (alias, account) VALUES ('{WEB}', '{BOB}');"
+             INSERT INTO aliases (alias, account) VALUES ('{WEB}', '{BOB}');
+             UPDATE domains SET default_owner = 'new' WHERE domain = 'late.example';"
         ))
         .unwrap();
     table.settled(BOB).await.unwrap();
@@ -79,6 +81,7 @@ async fn mail_for_an_alias_whose_move_is_lost_waits_until_an_operator_decides(en
     }
     logged(&node, &["ERROR", INFO, "new", "old", BOB, "UPDATE accounts SET owner"]).await;
     logged(&node, &["ERROR", WEB, "new", "nobody", BOB, "UPDATE accounts SET owner"]).await;
+    logged(&node, &["ERROR", "late.example", "names there without a row"]).await;
     assert_eq!(node.owner_seen_by_login(ANN).await.unwrap(), "old");
     assert_eq!(node.owner_seen_by_login(BOB).await.unwrap(), "new");
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::DomainRow;
+use super::super::{DomainRow, MAX_REMOVED};
 use super::*;
 
 fn account(name: &str, row: Option<(&str, bool)>) -> Change {
@@ -145,6 +145,17 @@ fn a_name_that_lost_its_row_is_claimed_by_its_deletion() {
         claims(&lost, &[]),
         ["cat@example.org: old -> new by [1, 12]", "web@example.org: old -> new by [1, 10]",]
     );
+}
+
+#[test]
+fn of_too_many_deletions_the_newest_are_remembered() {
+    let mut tables = Tables::default();
+    let numbers = 1..=u64::try_from(MAX_REMOVED).unwrap() + 1;
+    for epoch in numbers {
+        tables.set(epoch, account(&format!("a{epoch}@example.org"), None));
+    }
+    assert_eq!(tables.removed.len(), MAX_REMOVED);
+    assert_eq!(tables.removed.front().map(|(epoch, _)| *epoch), Some(2));
 }
 
 #[test]
