@@ -17,6 +17,9 @@ const MAX_QUEUED: usize = 20 * 1024;
 /// Most octets of answers for each octet that is said.
 const MAX_ANSWER: usize = 200;
 
+/// Octets of a challenge.
+const MAX_CHALLENGE: usize = 4 * 1024;
+
 /// What a client hears, and what the driver hears of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Heard {
@@ -104,7 +107,9 @@ fn answer(
         // Some backends ask twice.
         Event::Response(Some(response)) if cut.has(5) && response.expose().len() > 3 => {
             logins.push(response.expose().to_vec());
-            front.challenge(response.expose(), out);
+            // No longer than a backend's line, which is bounded where it is read.
+            let challenge = response.expose();
+            front.challenge(challenge.get(..MAX_CHALLENGE).unwrap_or(challenge), out);
         }
         Event::Response(response) => {
             logins.push(response.map_or(b"(gave up)".to_vec(), |r| r.expose().to_vec()));
