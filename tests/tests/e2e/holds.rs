@@ -169,6 +169,8 @@ async fn a_hold_whose_mover_has_died_ends_by_the_services(engine: Engine) {
     // Too late, though it was fenced.
     let flip = ["flip", ANN, "new", "--token", &token];
     assert!(complaint(&lab.table, &flip).contains("not held (any more); its owner is old"));
+    // The proxies have seen it; the gateways may be a moment behind them.
+    lab.table.settled(ANN).await.unwrap();
     assert_eq!(nodes[0].send(ANN, "after").await.unwrap().code, 250);
     assert_eq!((lab.old.inbox(ANN).len(), lab.new.inbox(ANN).len()), (1, 0));
 }
