@@ -21,6 +21,25 @@ pub enum Engine {
     Sqlite,
 }
 
+/// Makes of each scenario, a function of the engine, one test in Postgres and one in SQLite.
+#[macro_export]
+macro_rules! in_both {
+    ($($scenario:ident),+ $(,)?) => {
+        mod in_postgres {
+            $(#[tokio::test]
+            async fn $scenario() {
+                super::$scenario($crate::table::Engine::Postgres).await;
+            })+
+        }
+        mod in_sqlite {
+            $(#[tokio::test]
+            async fn $scenario() {
+                super::$scenario($crate::table::Engine::Sqlite).await;
+            })+
+        }
+    };
+}
+
 /// An ownership table with its schema.
 #[derive(Debug)]
 pub struct Table {

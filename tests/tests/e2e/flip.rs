@@ -8,9 +8,9 @@ use tests::patience::until;
 use tests::smtp::{self, message};
 use tests::table::Engine;
 
-use crate::{ANN, BOB, in_both};
+use crate::{ANN, BOB};
 
-in_both! {
+tests::in_both! {
     a_message_and_a_login_follow_one_update,
     a_flip_is_seen_by_two_gateways_and_two_proxies,
     a_flip_ends_open_sessions_and_no_others,

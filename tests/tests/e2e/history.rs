@@ -6,9 +6,9 @@ use tests::node::Node;
 use tests::patience::until;
 use tests::table::Engine;
 
-use crate::{ANN, BOB, CAT, in_both};
+use crate::{ANN, BOB, CAT};
 
-in_both! {
+tests::in_both! {
     mail_for_an_alias_whose_move_is_lost_waits_until_an_operator_decides,
 }
 

@@ -10,9 +10,9 @@ use tests::node::Node;
 use tests::patience::until;
 use tests::table::{Engine, Table};
 
-use crate::{ANN, BOB, in_both};
+use crate::{ANN, BOB};
 
-in_both! {
+tests::in_both! {
     logins_wait_while_a_hold_is_fenced_and_are_joined_where_it_was_flipped_to,
     a_hold_ends_open_sessions_and_is_settled_soon,
     a_fence_waits_for_a_node_that_does_not_answer,

@@ -17,22 +17,3 @@ use tests::lab::ACCOUNTS;
 const ANN: &str = ACCOUNTS[0];
 const BOB: &str = ACCOUNTS[1];
 const CAT: &str = ACCOUNTS[2];
-
-/// Makes of each scenario, a function of the engine, one test in Postgres and one in SQLite.
-macro_rules! in_both {
-    ($($scenario:ident),+ $(,)?) => {
-        mod in_postgres {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(tests::table::Engine::Postgres).await;
-            })+
-        }
-        mod in_sqlite {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(tests::table::Engine::Sqlite).await;
-            })+
-        }
-    };
-}
-use in_both;

@@ -3,12 +3,12 @@
 use tests::lab::Lab;
 use tests::table::Engine;
 
-use crate::{ANN, BOB, in_both};
+use crate::{ANN, BOB};
 
 /// An alias that is a login name, too. Both servers know it.
 const INFO: &str = "info@example.org";
 
-in_both! {
+tests::in_both! {
     an_alias_that_moves_takes_its_mail_and_its_sessions_along,
     a_flip_of_the_account_takes_its_alias_along,
     a_domain_with_a_default_owner_needs_no_rows,

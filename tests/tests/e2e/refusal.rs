@@ -4,9 +4,9 @@ use tests::lab::Lab;
 use tests::smtp::{self, message};
 use tests::table::Engine;
 
-use crate::{ANN, BOB, in_both};
+use crate::{ANN, BOB};
 
-in_both! {
+tests::in_both! {
     an_unknown_recipient_is_refused_at_rcpt,
     a_row_with_an_unknown_owner_is_refused_for_now,
     a_wrong_password_is_the_owners_word,

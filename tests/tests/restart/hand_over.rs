@@ -12,9 +12,9 @@ use tests::patience::until;
 use tests::smtp::{self, Smtp};
 use tests::table::Engine;
 
-use crate::{ANN, BOB, Crowd, Host, in_both, signal_to};
+use crate::{ANN, BOB, Crowd, Host, signal_to};
 
-in_both! {
+tests::in_both! {
     logins_without_a_pause_notice_nothing_of_upgrades_and_old_sessions_live_on,
     a_flip_ends_the_sessions_of_every_process,
     a_fence_names_the_process_that_has_handed_over,

@@ -343,22 +343,3 @@ impl Crowd {
         assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     }
 }
-
-/// Makes of each scenario, a function of the engine, one test in Postgres and one in SQLite.
-macro_rules! in_both {
-    ($($scenario:ident),+ $(,)?) => {
-        mod in_postgres {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(tests::table::Engine::Postgres).await;
-            })+
-        }
-        mod in_sqlite {
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario(tests::table::Engine::Sqlite).await;
-            })+
-        }
-    };
-}
-use in_both;

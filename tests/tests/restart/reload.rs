@@ -10,9 +10,9 @@ use tests::smtp::{self, Smtp};
 use tests::table::Engine;
 use tests::test_ca::{Identity, TestCa};
 
-use crate::{ANN, BOB, Host, in_both, log_in};
+use crate::{ANN, BOB, Host, log_in};
 
-in_both! {
+tests::in_both! {
     an_account_is_flipped_to_a_backend_that_was_added_by_a_reload,
 }
 
