@@ -268,13 +268,19 @@ impl<P: Program> Life<P> {
         }
         systemd::notify("READY=1");
         tracing::info!(service = P::NAME, version = env!("CARGO_PKG_VERSION"), "ready");
-        tokio::select! {
-            signal = self.ends.next() => tracing::info!(signal, "stopping"),
-            successor = hand_over.done() => self.drain(successor).await,
-            _ = &mut following.feed => {
-                self.service.ownership.stop_serving();
-                self.service.lifecycle.shut_down(Duration::ZERO).await;
-                return Err(ServiceError::FeedEnded);
+        let successor = tokio::select! {
+            signal = self.ends.next() => {
+                tracing::info!(signal, "stopping");
+                None
+            }
+            successor = hand_over.done() => Some(successor),
+            _ = &mut following.feed => return self.end_without_feed().await,
+        };
+        if let Some(successor) = successor {
+            // What is in hand goes on only as long as it is told of flips, and of the end of the lease.
+            tokio::select! {
+                () = self.drain(successor) => {}
+                _ = &mut following.feed => return self.end_without_feed().await,
             }
         }
         systemd::notify("STOPPING=1");
@@ -348,6 +354,13 @@ impl<P: Program> Life<P> {
             }
             return;
         }
+    }
+
+    /// Ends everything at once: nothing tells of flips any more, nor of the end of the lease.
+    async fn end_without_feed(&self) -> Result<(), ServiceError> {
+        self.service.ownership.stop_serving();
+        self.service.lifecycle.shut_down(Duration::ZERO).await;
+        Err(ServiceError::FeedEnded)
     }
 
     /// Ends what is in hand and leaves the table.
