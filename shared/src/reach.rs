@@ -202,6 +202,12 @@ impl Trial {
         self
     }
 
+    /// A wait of `patience` is the address's fault already, since others are there.
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.patience = self.patience.min(patience);
+        self
+    }
+
     /// A server of its protocol is there.
     pub fn succeed(mut self) {
         if let Some(leave) = self.leave.take() {

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use shared::backend::{Endpoint, Host, Identity, SourceAddresses};
 use shared::proxy_protocol::{self, Extensions};
 use shared::wire::{ConnectError, Deadlines, Wire};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 fn patient() -> Deadlines {
@@ -28,6 +28,13 @@ async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
+}
+
+/// Takes a connection and speaks first, as every server does that is connected to here.
+async fn greet(listener: &TcpListener) -> TcpStream {
+    let (mut socket, _) = listener.accept().await.unwrap();
+    socket.write_all(b"* OK\r\n").await.unwrap();
+    socket
 }
 
 /// A listener whose queue is full, so that connections to it hang. They do as long as what is returned lives.
@@ -51,11 +58,12 @@ async fn a_dead_address_does_not_eat_the_time_of_the_next() {
     let (good, second) = listen().await;
     let mut endpoint = endpoint(&[address, second]);
     endpoint.identity = Identity::Proxy;
-    let connected = Wire::connect(&endpoint, None, patient()).await.unwrap();
+    let (connected, mut won) =
+        tokio::join!(Wire::connect(&endpoint, None, patient()), greet(&good));
+    let connected = connected.unwrap();
     assert_eq!(connected.wire.peer(), second);
     // Said to the winner alone.
     let header = proxy_protocol::encode(None, Extensions::default());
-    let (mut won, _) = good.accept().await.unwrap();
     let mut said = vec![0; header.len()];
     won.read_exact(&mut said).await.unwrap();
     assert_eq!(said, header);
@@ -78,12 +86,27 @@ async fn the_first_host_is_preferred_and_the_others_are_left_alone() {
     let (second, other) = listen().await;
     let endpoint = endpoint(&[address, other]);
     for _ in 0..3 {
-        let connected = Wire::connect(&endpoint, None, patient()).await.unwrap();
+        let (connected, _greeted) =
+            tokio::join!(Wire::connect(&endpoint, None, patient()), greet(&first));
+        let connected = connected.unwrap();
         assert_eq!(connected.wire.peer(), address);
         connected.trial.succeed();
-        first.accept().await.unwrap();
     }
     assert!(second.accept().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn who_is_slow_to_speak_gets_all_the_time_where_nobody_else_is_there() {
+    let (_dead, address, _kept) = dead().await;
+    let (slow, second) = listen().await;
+    let mut endpoint = endpoint(&[second, address]);
+    endpoint.connect_timeout = Duration::from_millis(600);
+    // It has not spoken in half of that, and the other does not even take the connection.
+    let connected = Wire::connect(&endpoint, None, patient()).await.unwrap();
+    assert_eq!(connected.wire.peer(), second);
+    let (mut passed_over, _) = slow.accept().await.unwrap();
+    assert_eq!(passed_over.read(&mut [0; 8]).await.unwrap(), 0);
+    slow.accept().await.unwrap();
 }
 
 #[tokio::test]

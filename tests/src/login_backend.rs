@@ -58,6 +58,8 @@ pub enum Then {
     Speak,
     /// Says nothing more and keeps the connection.
     Hang,
+    /// Says nothing more and closes it.
+    HangUp,
     /// Says these octets again and again.
     Flood(&'static str),
 }
@@ -353,6 +355,7 @@ impl Server {
                 LoginProtocol::ManageSieve => managesieve::speak(self, stream).await,
             },
             Then::Hang => until_closed(stream).await,
+            Then::HangUp => Ok(()),
             Then::Flood(octets) => flood(&mut stream, octets).await,
         }
     }

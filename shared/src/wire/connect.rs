@@ -7,9 +7,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::race::{Dialed, dial};
 use super::{Deadlines, Wire, WireError};
@@ -144,10 +144,45 @@ impl Wire {
         extensions: Extensions<'_>,
         deadlines: Deadlines,
     ) -> Result<Connected, ConnectError> {
-        let Dialed { socket, address, host, mut trial } = dial(endpoint, deadlines.until).await?;
+        let mut passed_over = Vec::new();
+        let mut hurried = true;
+        loop {
+            let dialed = match dial(endpoint, deadlines.until, &passed_over).await {
+                Ok(dialed) => dialed,
+                // No other is there: those that are slow get all their time after all.
+                Err(_) if !passed_over.is_empty() => {
+                    passed_over.clear();
+                    hurried = false;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let (address, hurry) = (dialed.address, hurried && dialed.has_others);
+            let limit = hurry.then(|| endpoint.patience() / 2);
+            match Self::introduced(endpoint, dialed, limit, client, extensions, deadlines).await {
+                Err(_) if hurry => passed_over.push(address),
+                introduced => return introduced,
+            }
+        }
+    }
+
+    /// PROXY header and TLS; with a `limit` also the server's first word, all within it: every server here
+    /// speaks first, and one that is silent keeps nobody waiting whom another would serve.
+    async fn introduced(
+        endpoint: &Endpoint,
+        dialed: Dialed<'_>,
+        limit: Option<Duration>,
+        client: Option<Proxied>,
+        extensions: Extensions<'_>,
+        deadlines: Deadlines,
+    ) -> Result<Connected, ConnectError> {
+        let Dialed { socket, address, host, mut trial, .. } = dialed;
         let told_first = matches!(endpoint.identity, Identity::Proxy | Identity::ProxyV1);
         if told_first && client.is_some() {
             trial = trial.names_a_client();
+        }
+        if let Some(limit) = limit {
+            trial = trial.within(limit);
         }
         let tls = endpoint.tls_of(host);
         let secured = async {
@@ -171,10 +206,21 @@ impl Wire {
                 }
                 BackendTls::Plain | BackendTls::StartTls(..) => {}
             }
+            if limit.is_some() {
+                wire.readable().await?;
+                if wire.input.is_empty() {
+                    return Err(WireError::Closed);
+                }
+            }
             Ok(wire)
         };
-        let secured =
-            secured.map(|done| done.map_err(|source| ConnectError::Secure { address, source }));
+        let secured = async {
+            let done = match limit {
+                Some(limit) => timeout(limit, secured).await.unwrap_or(Err(WireError::Deadline)),
+                None => secured.await,
+            };
+            done.map_err(|source| ConnectError::Secure { address, source })
+        };
         let (wire, trial) = trial.cover(secured).await?;
         Ok(Connected { wire, tls, trial })
     }

@@ -28,6 +28,8 @@ pub(super) struct Dialed<'e> {
     pub(super) address: SocketAddr,
     pub(super) host: &'e Host,
     pub(super) trial: Trial,
+    /// There are addresses that could be tried instead.
+    pub(super) has_others: bool,
 }
 
 /// An address to connect to.
@@ -45,6 +47,7 @@ struct Runner<'e> {
 /// Addresses that are tried, and what became of those that failed.
 struct Race<'e> {
     endpoint: &'e Endpoint,
+    passed_over: &'e [SocketAddr],
     deadline: Instant,
     waiting: VecDeque<Candidate<'e>>,
     runners: Vec<Option<Runner<'e>>>,
@@ -54,11 +57,13 @@ struct Race<'e> {
     down_until: Option<Instant>,
 }
 
-/// Connects to the address that is there first, within the endpoint's connect timeout and until `until`.
-pub(super) async fn dial(
-    endpoint: &Endpoint,
+/// Connects to the address that is there first, within the endpoint's connect timeout and until `until`; to
+/// none of those that are `passed_over`.
+pub(super) async fn dial<'e>(
+    endpoint: &'e Endpoint,
     until: Option<Instant>,
-) -> Result<Dialed<'_>, ConnectError> {
+    passed_over: &'e [SocketAddr],
+) -> Result<Dialed<'e>, ConnectError> {
     let late = || ConnectError::Timeout(endpoint.shown().into());
     let ours = Instant::now().checked_add(endpoint.connect_timeout);
     let deadline = match (ours, until) {
@@ -67,6 +72,7 @@ pub(super) async fn dial(
     };
     let mut race = Race {
         endpoint,
+        passed_over,
         deadline,
         waiting: VecDeque::new(),
         runners: Vec::new(),
@@ -111,7 +117,14 @@ impl<'e> Race<'e> {
             }
             tokio::select! {
                 Some((number, connected)) = running.next() => match connected {
-                    Ok(socket) => if let Some(won) = self.won(number, socket) { return Ok(won) },
+                    Ok(socket) => {
+                        let has_others = !running.is_empty()
+                            || !lookups.is_empty()
+                            || self.waiting.iter().any(|candidate| self.may_try(candidate));
+                        if let Some(won) = self.won(number, socket, has_others) {
+                            return Ok(won);
+                        }
+                    }
                     Err(error) => {
                         self.lost(number, error);
                         next = Instant::now();
@@ -130,9 +143,17 @@ impl<'e> Race<'e> {
         }
     }
 
-    /// Begins with an address, unless it is down or our own.
+    fn may_try(&self, candidate: &Candidate<'_>) -> bool {
+        !self.passed_over.contains(&candidate.address)
+            && self.endpoint.reach.is_up(candidate.address)
+    }
+
+    /// Begins with an address, unless it is passed over, down or our own.
     fn start(&mut self, candidate: Candidate<'e>) -> Option<SocketAddr> {
         let (address, endpoint) = (candidate.address, self.endpoint);
+        if self.passed_over.contains(&address) {
+            return None;
+        }
         if let Some(listener) = endpoint.reach.own_listener(address) {
             let host = candidate.host.to_string().into();
             self.note(ConnectError::Own { host, address, listener });
@@ -157,13 +178,13 @@ impl<'e> Race<'e> {
         ATTEMPT_DELAY.min(left / others.saturating_add(1))
     }
 
-    fn won(&mut self, number: usize, socket: TcpStream) -> Option<Dialed<'e>> {
+    fn won(&mut self, number: usize, socket: TcpStream, has_others: bool) -> Option<Dialed<'e>> {
         let Runner { candidate, trial } = self.runners.get_mut(number)?.take()?;
         for Runner { trial, .. } in self.runners.drain(..).flatten() {
             trial.overtaken();
         }
         let Candidate { address, host } = candidate;
-        Some(Dialed { socket, address, host, trial })
+        Some(Dialed { socket, address, host, trial, has_others })
     }
 
     fn lost(&mut self, number: usize, error: io::Error) {

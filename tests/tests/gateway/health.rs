@@ -105,6 +105,25 @@ async fn mail_goes_to_the_next_host_when_the_preferred_one_is_away() -> Result<(
 }
 
 #[tokio::test]
+async fn mail_goes_to_the_next_host_when_the_preferred_one_is_silent() -> Result<()> {
+    let silent = Sink::start("silent", Manners::default().but("(greeting)", Answer::Hang)).await?;
+    let old = Sink::start("old", Manners::default()).await?;
+    let hosts = vec![host_of(&silent), host_of(&old)];
+    let node = GatewayNode::start([old.configured_as(|endpoint| {
+        endpoint.hosts = hosts;
+        endpoint.connect_timeout = Duration::from_secs(1);
+    })])?;
+    node.set_owner("ann", "old");
+    for _ in 0..4 {
+        let reply = smtp::send(node.address, SENDER, &[ANN], &smtp::message("x")).await?;
+        assert_eq!(reply.code, 250, "{reply}");
+    }
+    assert_eq!(old.recipients(), [ANN; 4]);
+    assert!(!silent.connections().is_empty(), "it was asked first");
+    Ok(())
+}
+
+#[tokio::test]
 async fn mail_to_ourselves_is_refused_for_now_and_never_sent_there() -> Result<()> {
     let old = Sink::start("old", Manners::default()).await?;
     let name = BackendName::parse("old").map_err(anyhow::Error::msg)?;

@@ -315,6 +315,30 @@ async fn the_next_host_takes_what_the_preferred_one_does_not() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_host_that_takes_the_connection_and_is_silent_or_hangs_up_is_passed_over() -> Result<()> {
+    for then in [Then::Hang, Then::HangUp] {
+        let manners = Manners { greeting: "", then, ..Manners::default() };
+        let (silent, next) = two(manners, Manners::default()).await?;
+        let hosts = vec![host(silent.address), host(next.address)];
+        let backend = silent.configured_as(|endpoint| {
+            endpoint.hosts = hosts;
+            endpoint.connect_timeout = 2 * SHORT;
+        });
+        let reach = Arc::clone(&of(&backend).reach);
+        let node = LoginNode::start([backend])?;
+        node.set_owner("ann", "old");
+        // Nobody is refused, neither before it is down nor when it is tried again.
+        for _ in 0..5 {
+            node.log_in("ann").await?;
+        }
+        assert!(!reach.is_up(silent.address));
+        assert_eq!(next.logins().len(), 5);
+        assert!(silent.logins().is_empty());
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_host_proves_itself_by_its_own_name() -> Result<()> {
     let ca = TestCa::new()?;
     let name = |name: &str| name.to_owned().try_into().context("a name");
