@@ -291,6 +291,24 @@ impl Ownership {
         &self.registry
     }
 
+    /// Says which owners' users are refused because no such backend is configured.
+    pub(crate) fn complain_of_unknown_owners(&self) {
+        let backends = self.backends.load();
+        let is_unknown =
+            |owner: &str| BackendName::parse(owner).ok().is_none_or(|n| backends.get(&n).is_none());
+        for (owner, (accounts, domains)) in self.map.owners() {
+            if is_unknown(&owner) {
+                tracing::error!(
+                    owner,
+                    accounts,
+                    domains,
+                    "accounts, or domains by default, live at a backend that is not configured: their logins \
+                     and their mail are refused temporarily until it is, or until they are moved"
+                );
+            }
+        }
+    }
+
     /// The backends that look-ups find now.
     pub fn backends(&self) -> Arc<Backends> {
         self.backends.load_full()

@@ -157,6 +157,7 @@ impl Feed {
         let (accounts, aliases, domains) = self.ownership.map().counts();
         let epoch = self.cursor.epoch;
         tracing::info!(accounts, aliases, domains, epoch, "ownership loaded");
+        self.ownership.complain_of_unknown_owners();
         for domain in self.ownership.map().contradicted_routing_domains() {
             tracing::error!(%domain, "a routing domain (names.routing_domains) is in the table as a domain of its own: everything there is refused temporarily until one of the two is gone");
         }

@@ -13,7 +13,7 @@
 
 mod claims;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Epoch;
@@ -223,6 +223,25 @@ impl OwnerMap {
     pub fn counts(&self) -> (usize, usize, usize) {
         let tables = self.read();
         (tables.accounts.len(), tables.aliases.len(), tables.domains.len())
+    }
+
+    /// How many accounts each owner has, and how many domains it is the default owner of.
+    pub fn owners(&self) -> BTreeMap<Box<str>, (usize, usize)> {
+        let tables = self.read();
+        let mut owners: BTreeMap<Box<str>, (usize, usize)> = BTreeMap::new();
+        let mut by_index = vec![0_usize; tables.owners.len()];
+        for account in tables.accounts.values() {
+            if let Some(count) = by_index.get_mut(usize::from(account.owner)) {
+                *count = count.saturating_add(1);
+            }
+        }
+        let accounts = tables.owners.iter().zip(by_index).filter(|(_, accounts)| *accounts > 0);
+        owners.extend(accounts.map(|(owner, accounts)| (owner.clone(), (accounts, 0))));
+        for owner in tables.domains.values().filter_map(|domain| domain.default_owner.as_ref()) {
+            let (_, domains) = owners.entry(owner.clone()).or_default();
+            *domains = domains.saturating_add(1);
+        }
+        owners
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -497,6 +516,14 @@ mod tests {
         ];
         map.apply((1..).zip(&changes));
         map
+    }
+
+    #[test]
+    fn owners_are_counted_by_their_accounts_and_by_the_domains_they_are_the_default_of() {
+        let owners = map().owners();
+        let of = |owner: &str| owners.get(owner).copied();
+        assert_eq!((of("old"), of("new"), of("attic")), (Some((2, 1)), Some((1, 0)), Some((1, 0))));
+        assert_eq!(owners.len(), 3);
     }
 
     fn mail(map: &OwnerMap, to: &str) -> String {

@@ -85,6 +85,7 @@ impl<P: Program> Reload<P> {
         self.program.reload(service, &config).await;
         service.resolve_by(&config.names);
         service.ownership.set_backends(config.backends.clone());
+        service.ownership.complain_of_unknown_owners();
         self.known.set(digests(&config.backends));
         if let Err(error) = self.log.set_level(&config.log.level) {
             tracing::error!(%error, "the log's level stays as it is");

@@ -133,6 +133,8 @@ async fn an_account_whose_owner_left_the_configuration_is_refused_and_its_sessio
     host.configure(&without);
     proxy.signal(Signal::HUP);
     proxy.said("the configuration was reloaded", 1).await;
+    // Before anybody is refused.
+    proxy.said("live at a backend that is not configured", 1).await;
     let mut client = Conversation::connect(host.logins[0]).await.unwrap();
     client.expect("* OK").await.unwrap();
     client.say(&format!("a LOGIN {ANN} secret")).await.unwrap();
