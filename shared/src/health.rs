@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 pub const FAILURES: u32 = 3;
 /// From the last failure of an address that has just gone down to the first try.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause between two tries.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause between two tries. A backend with one address serves nobody meanwhile, however short it was
+/// away.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is known of one address.
 #[derive(Debug, Default)]
@@ -223,7 +224,7 @@ mod tests {
             now = next;
             assert_eq!(fail(&mut health, now), None);
         }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(pauses, [1, 2, 4, 8, 10, 10, 10, 10]);
     }
 
     #[test]

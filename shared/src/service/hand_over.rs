@@ -144,9 +144,11 @@ impl HandOver {
     }
 
     fn start(&mut self) {
-        if self.started.is_some() {
+        if let Some(Started { child, .. }) = &self.started {
             tracing::warn!(
-                "SIGUSR2: a new process has been started already, and has not taken over yet"
+                pid = child.id(),
+                "SIGUSR2: a new process has been started already, and has not taken over yet; it is killed \
+                 if it does not in time"
             );
             return;
         }
@@ -201,6 +203,10 @@ async fn end_of(started: &mut Option<Started>) -> io::Result<ExitStatus> {
         ended = child.wait() => return ended,
         () = sleep_until(*until) => {}
     }
+    tracing::error!(
+        pid = child.id(),
+        "the new process does not come to serve in time: it is killed"
+    );
     let _ = child.start_kill();
     child.wait().await
 }
