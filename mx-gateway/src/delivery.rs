@@ -49,7 +49,7 @@ pub enum Begun {
 /// A [`DeliveryError`].
 pub async fn begin(
     cx: &Context,
-    introduction: Introduction<'_>,
+    introduction: &Introduction,
     backend: &Backend,
     mail: &Mail,
     to: &Address,
@@ -98,7 +98,7 @@ async fn begin_on(
 #[derive(Debug)]
 pub struct Delivery<'a> {
     cx: &'a Context,
-    introduction: Introduction<'a>,
+    introduction: &'a Introduction,
     mail: Mail,
     backend: Arc<Backend>,
     connection: Option<Connection>,
@@ -123,7 +123,7 @@ impl<'a> Delivery<'a> {
     /// To this owner, without recipients.
     pub fn new(
         cx: &'a Context,
-        introduction: Introduction<'a>,
+        introduction: &'a Introduction,
         mail: Mail,
         backend: Arc<Backend>,
     ) -> Self {

@@ -206,7 +206,8 @@ impl Conversation<'_> {
             return Reply::new(503, (5, 1), "Say MAIL first");
         };
         let began = Instant::now();
-        let answer = transaction.add(self.cx, self.introduction(), path).await;
+        let introduction = self.introduction();
+        let answer = transaction.add(self.cx, &introduction, path).await;
         if answer.reply.class() != Class::Accepted {
             self.record_refusal(&transaction.mail().from, &answer, began);
         }
@@ -254,9 +255,10 @@ impl Conversation<'_> {
         let id = uuid::Uuid::now_v7().simple().to_string();
         let header = self.trace(&transaction, message, &id);
         let from = transaction.mail().from.clone();
+        let introduction = self.introduction();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
         let verdicts =
-            transaction.deliver(self.cx, self.introduction(), &header, message, &record).await;
+            transaction.deliver(self.cx, &introduction, &header, message, &record).await;
         outcome::reply(&verdicts, &id)
     }
 
@@ -324,13 +326,13 @@ impl Conversation<'_> {
         }
     }
 
-    fn introduction(&self) -> Introduction<'_> {
+    fn introduction(&self) -> Introduction {
         let helo = self.session.helo();
         Introduction {
-            hostname: self.cx.rules.hostname.as_str(),
+            hostname: self.cx.rules.hostname.as_str().into(),
             client: self.wire.peer(),
             local: self.wire.local(),
-            helo: helo.map_or("", |helo| &helo.name),
+            helo: helo.map(|helo| helo.name.clone()).unwrap_or_default(),
             extended: helo.is_some_and(|helo| helo.extended),
         }
     }

@@ -112,7 +112,7 @@ impl Transaction {
     pub async fn add(
         &mut self,
         cx: &Context,
-        introduction: Introduction<'_>,
+        introduction: &Introduction,
         path: ForwardPath,
     ) -> Answer {
         let Found { named, address, name, owner } = match recipient::find(cx, path) {
@@ -152,7 +152,7 @@ impl Transaction {
     async fn ask(
         &mut self,
         cx: &Context,
-        introduction: Introduction<'_>,
+        introduction: &Introduction,
         backend: &Arc<Backend>,
         to: &Address,
     ) -> Result<Reply, DeliveryError> {
@@ -177,7 +177,7 @@ impl Transaction {
     pub async fn deliver(
         mut self,
         cx: &Context,
-        introduction: Introduction<'_>,
+        introduction: &Introduction,
         header: &str,
         message: &Message,
         record: Record<'_>,
@@ -239,7 +239,7 @@ impl Leg {
     async fn ask(
         &mut self,
         cx: &Context,
-        introduction: Introduction<'_>,
+        introduction: &Introduction,
         mail: &Mail,
         to: &Address,
     ) -> Result<Reply, DeliveryError> {

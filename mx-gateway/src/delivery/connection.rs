@@ -46,16 +46,16 @@ pub struct Connection {
 }
 
 /// Who we are and for whom we speak.
-#[derive(Debug, Clone, Copy)]
-pub struct Introduction<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
     /// Our name.
-    pub hostname: &'a str,
+    pub hostname: Box<str>,
     /// The client's address.
     pub client: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,
     /// The name it gave.
-    pub helo: &'a str,
+    pub helo: Box<str>,
     /// It knows extensions.
     pub extended: bool,
 }
@@ -100,7 +100,7 @@ impl Connection {
     /// A [`DeliveryError`].
     pub async fn open(
         mail: &MailEndpoint,
-        introduction: Introduction<'_>,
+        introduction: &Introduction,
     ) -> Result<Self, DeliveryError> {
         let Endpoint { reply_timeout, identity, .. } = &mail.endpoint;
         let deadlines = Deadlines {
@@ -120,7 +120,7 @@ impl Connection {
             transactions: 0,
             refusals: 0,
         };
-        let mut connection = trial.judge(connection.greeted(&tls, introduction.hostname)).await?;
+        let mut connection = trial.judge(connection.greeted(&tls, &introduction.hostname)).await?;
         if *identity == Identity::Xclient {
             connection.name_client(introduction).await?;
         }
@@ -319,8 +319,9 @@ impl Connection {
     /// same, but judges it by our address: that is for an operator to mend.
     ///
     /// What is said in EHLO behind it counts for the client's name, too, so that is said, if it is one.
-    async fn name_client(&mut self, introduction: Introduction<'_>) -> Result<(), DeliveryError> {
+    async fn name_client(&mut self, introduction: &Introduction) -> Result<(), DeliveryError> {
         let Introduction { hostname, client, local, helo, extended } = introduction;
+        let (client, local, extended) = (*client, *local, *extended);
         let subject = xclient::Subject { client, local, helo, extended, login: None };
         let commands = xclient::commands(&self.offered, subject);
         if commands.is_empty() {
@@ -333,7 +334,7 @@ impl Connection {
             self.expect(Class::Accepted).await?;
         }
         let helo = Domain::parse(helo).ok();
-        self.hello(helo.as_ref().map_or(hostname, Domain::as_str)).await
+        self.hello(helo.as_ref().map_or(&**hostname, Domain::as_str)).await
     }
 
     /// EHLO or LHLO, and what is offered in answer.
