@@ -70,7 +70,8 @@ pub struct Message {
 #[derive(Debug, Clone)]
 enum Content {
     Memory(Arc<Kept>),
-    File(Arc<File>),
+    /// A file, and where in it the message begins.
+    File(Arc<File>, u64),
 }
 
 /// Reads a message from its start.
@@ -155,7 +156,7 @@ impl Body {
             return Err(fault);
         }
         let content = match self.file {
-            Some(file) => Content::File(Arc::new(file)),
+            Some(file) => Content::File(Arc::new(file), 0),
             None => Content::Memory(Arc::new(self.kept)),
         };
         Ok(Message { octets: self.octets, first_octet: self.first_octet, content })
@@ -191,6 +192,11 @@ impl Body {
 }
 
 impl Message {
+    /// A message of so many octets that stands in a file, from `offset` on. `first_octet` is its first.
+    pub(crate) fn of_file(file: File, offset: u64, octets: u64, first_octet: Option<u8>) -> Self {
+        Self { octets, first_octet, content: Content::File(Arc::new(file), offset) }
+    }
+
     /// Its octets, CR LFs counted.
     pub fn octets(&self) -> u64 {
         self.octets
@@ -225,8 +231,8 @@ impl Reader {
                 let at = usize::try_from(self.at).unwrap_or(usize::MAX);
                 into.extend_from_slice(octets.get(at..at.saturating_add(want)).unwrap_or_default());
             }
-            Content::File(file) => {
-                let (file, at) = (Arc::clone(file), self.at);
+            Content::File(file, offset) => {
+                let (file, at) = (Arc::clone(file), offset.saturating_add(self.at));
                 let chunk = tokio::task::spawn_blocking(move || {
                     let mut chunk = vec![0; want];
                     file.read_exact_at(&mut chunk, at).map(|()| chunk)

@@ -15,4 +15,5 @@ pub mod recipient;
 pub mod refusal;
 pub mod serve;
 pub mod session;
+pub mod spool;
 pub mod transaction;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories without sockets, clocks, TLS and waiting. A directory's module file counts.
-const PURE: [&str; 13] = [
+const PURE: [&str; 16] = [
     "shared/src/address.rs",
     "shared/src/health.rs",
     "shared/src/credentials.rs",
@@ -15,6 +15,9 @@ const PURE: [&str; 13] = [
     "shared/src/ownership/routing.rs",
     "shared/src/ownership/unknown.rs",
     "mx-gateway/src/session",
+    "mx-gateway/src/spool/format.rs",
+    "mx-gateway/src/spool/line.rs",
+    "mx-gateway/src/report.rs",
     "login-proxy/src/front",
     "login-proxy/src/guesses.rs",
     "login-proxy/src/managesieve.rs",
@@ -167,6 +170,8 @@ fn no_deadline_is_by_the_clock_on_the_wall() {
             "shared/src/resolver.rs",
             "shared/src/state_dir.rs",
             "mx-gateway/src/serve.rs",
+            // What is kept for days is dated by the clock that goes on while no process runs.
+            "mx-gateway/src/spool",
         ],
         &["SystemTime", "OffsetDateTime::now", "ClockId::Realtime"],
     );

@@ -105,6 +105,21 @@ impl Name {
         Self { text: key.into(), purpose: Purpose::Mail }
     }
 
+    /// The name of a recipient whose canonical text was kept ([`Self::as_str`]).
+    ///
+    /// # Errors
+    ///
+    /// A [`NameError`]: it is no such text.
+    pub fn of_kept(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if text.chars().any(char::is_control) {
+            return Err(NameError::Control);
+        }
+        Ok(Self { text: text.into(), purpose: Purpose::Mail })
+    }
+
     /// The canonical text.
     pub fn as_str(&self) -> &str {
         &self.text
