@@ -45,7 +45,7 @@ impl Program for Proxy {
         config.login.listeners.is_empty().then_some(NOTHING)
     }
 
-    fn bind(service: &Service) -> Result<Self, ServiceError> {
+    async fn bind(service: &Service) -> Result<Self, ServiceError> {
         let config = service.config();
         if let Some(missing) = Self::idle(&config) {
             return Err(ServiceError::Idle(missing));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use shared::config::{Config, ListenerConfig, ListenerTls};
+use shared::config::{Config, ListenerConfig, ListenerTls, MxConfig};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Listener, Refused};
 use shared::service::{Program, Service, ServiceError};
@@ -13,7 +13,9 @@ use tokio::time::sleep;
 
 use crate::body::Memory;
 use crate::delivery::Pool;
+use crate::queue::{Queue, Rules};
 use crate::serve::{Context, serve};
+use crate::spool::Spool;
 
 /// Octets that all messages being received may keep in memory together.
 const MEMORY: usize = 256 * 1024 * 1024;
@@ -29,6 +31,9 @@ pub struct Gateway {
     lifecycle: Lifecycle,
     memory: Arc<Memory>,
     temporary: PathBuf,
+    queue: Arc<Queue>,
+    /// What the queue's deliveries work with.
+    outbound: Option<Arc<ArcSwap<Context>>>,
     bound: Vec<Bound>,
 }
 
@@ -48,14 +53,17 @@ impl Program for Gateway {
         config.mx.listeners.is_empty().then_some("set mx.smtp.listen")
     }
 
-    fn bind(service: &Service) -> Result<Self, ServiceError> {
+    async fn bind(service: &Service) -> Result<Self, ServiceError> {
         let config = service.config();
         if let Some(missing) = Self::idle(&config) {
             return Err(ServiceError::Idle(missing));
         }
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
+        let queue = open_queue(service, &config).await?;
         let mut gateway = Self {
+            queue,
+            outbound: None,
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
             temporary,
@@ -64,6 +72,7 @@ impl Program for Gateway {
         let pool = gateway.pool();
         for configured in &config.mx.listeners {
             let context = gateway.context(service, &config, configured, &pool);
+            gateway.outbound.get_or_insert_with(|| Arc::new(ArcSwap::new(Arc::clone(&context))));
             gateway.bound.push(Bound {
                 configured: configured.clone(),
                 listener: Listener::bind_among(configured, &service.sockets)?,
@@ -76,6 +85,10 @@ impl Program for Gateway {
     async fn prepare(&self) {}
 
     fn serve(&self) {
+        if let Some(outbound) = &self.outbound {
+            let queue = Arc::clone(&self.queue);
+            self.lifecycle.spawn_chore("queue", queue.run(Arc::clone(outbound)));
+        }
         for Bound { listener, context, .. } in &self.bound {
             let (addresses, context) = (listener.addresses(), Arc::clone(context));
             tracing::info!(protocol = "smtp", ?addresses, "listening");
@@ -87,8 +100,13 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
-        for Bound { configured, listener, context } in &self.bound {
-            context.store(self.context(service, config, configured, &pool));
+        self.queue.set_rules(rules(&config.mx));
+        for (at, Bound { configured, listener, context }) in self.bound.iter().enumerate() {
+            let changed = self.context(service, config, configured, &pool);
+            if let Some(outbound) = self.outbound.as_ref().filter(|_| at == 0) {
+                outbound.store(Arc::clone(&changed));
+            }
+            context.store(changed);
             if let Some(changed) = config.mx.listeners.first() {
                 listener.reload(changed);
             }
@@ -129,9 +147,34 @@ impl Gateway {
             implicit_tls: listener.tls == ListenerTls::Implicit,
             ask_timeout: LONGEST_ASK,
             pool: Arc::clone(pool),
+            queue: Some(Arc::clone(&self.queue)),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
         })
+    }
+}
+
+/// What was left in the spool is tried as soon as the table is loaded.
+async fn open_queue(service: &Service, config: &Config) -> Result<Arc<Queue>, ServiceError> {
+    let directory = service.state.path().join("spool");
+    let opened = Spool::open(&directory, config.mx.queue.reserve).await;
+    let (spool, stored) = opened.map_err(|error| ServiceError::Disk(error.to_string().into()))?;
+    if !stored.is_empty() {
+        tracing::info!(messages = stored.len(), "messages are in the queue");
+    }
+    Ok(Queue::new(spool, &stored, rules(&config.mx), &service.ownership, &service.lifecycle))
+}
+
+/// What the queue goes by.
+pub fn rules(config: &MxConfig) -> Rules {
+    let queue = &config.queue;
+    let pace = Duration::from_secs(1).checked_div(queue.max_per_second);
+    Rules {
+        expire: queue.expire,
+        most: queue.max_per_backend,
+        pace: pace.unwrap_or_default(),
+        report_via: queue.report_via.clone(),
+        hostname: config.hostname.as_str().into(),
     }
 }
 

@@ -1,14 +1,17 @@
 //! Delivering to one owner: a connection (new or kept), the transaction on it, its verdicts.
 //!
-//! Straight functions, since here we lead. Which recipients go to which owner is the transaction's
-//! business; what their verdicts mean for the client is [`crate::outcome`]'s. An owner's yes counts only
-//! while the row that led there stands (P3); once it does not, the connection is closed, and what it would
-//! still say is ignored.
+//! Straight functions, since here we lead. Which recipients go to which owner is decided by whoever makes a
+//! [`Delivery`]: the transaction of a client, or an attempt of the queue; what their verdicts mean is theirs,
+//! too. An owner's yes counts only while the row that led there stands (P3); once it does not, the
+//! connection is closed, and what it would still say is ignored.
 
 mod connection;
 mod pool;
+mod round;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::future::select_all;
 use shared::address::Address;
@@ -17,19 +20,23 @@ use shared::ownership::{Owner, Registration};
 use shared::smtp::command::Mail;
 use shared::smtp::reply::{Class, Reply};
 use shared::wire::ConnectError;
-use tokio::time::timeout;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{sleep, timeout};
 
 pub use connection::{Connection, DeliveryError, Introduction};
 pub use pool::Pool;
+pub use round::{Round, Unsent};
 
-use crate::body::Message;
+use crate::letter::Letter;
 use crate::outcome::Verdict;
 use crate::refusal;
 use crate::serve::Context;
-use crate::transaction::Delivered;
 
 /// Why a verdict does not count.
 const MOVED: &str = "the account was changed meanwhile";
+/// How long the verdict on a whole message is waited for when only some of its recipients have moved: for the
+/// others it counts, and without it they would get the message twice. A fence waits as long.
+const VERDICT_GRACE: Duration = Duration::from_secs(2);
 
 /// A transaction at one owner, as far as its first recipient.
 #[expect(clippy::large_enum_variant, reason = "few, and nearly always the large one")]
@@ -96,48 +103,113 @@ async fn begin_on(
 
 /// A message on its way to one owner.
 #[derive(Debug)]
-pub struct Delivery<'a> {
-    cx: &'a Context,
-    introduction: &'a Introduction,
-    mail: Mail,
+pub struct Delivery {
+    cx: Arc<Context>,
+    letter: Arc<Letter>,
     backend: Arc<Backend>,
     connection: Option<Connection>,
     recipients: Vec<Recipient>,
 }
 
-/// One recipient, registered.
+/// One recipient of a delivery.
 #[derive(Debug)]
-struct Recipient {
-    address: Address,
-    owner: Owner,
-    registration: Registration,
+pub struct Recipient {
+    /// Its place among those of whoever made the delivery.
+    pub place: usize,
+    /// As its owner gets it.
+    pub address: Address,
+    /// Why it goes to this backend.
+    pub warrant: Warrant,
 }
 
-/// Told of each verdict.
-pub type Record<'a> = &'a (dyn Fn(&Delivered) + Sync);
+/// Why a recipient goes to a backend.
+#[derive(Debug)]
+pub enum Warrant {
+    /// The table says so, and the delivery was registered before it was read (P4).
+    Row(Owner, Registration),
+    /// It is sent that way whatever the table says: a report, or mail to others.
+    Configured,
+}
+
+/// What became of one recipient. Whoever gets it records it and only then drops it: until then a fence waits
+/// for it (P5).
+#[derive(Debug)]
+pub struct Settled {
+    /// Its place.
+    pub place: usize,
+    /// Its verdict.
+    pub verdict: Verdict,
+    /// What the owner said, or why there is no verdict.
+    pub why: Option<String>,
+    /// The backend could not be reached or gave us no service: it is not worth asking for the next message.
+    pub unreachable: bool,
+    /// Where it was sent.
+    pub backend: Arc<Backend>,
+    /// Why it was sent there.
+    pub warrant: Warrant,
+}
+
+/// A verdict with what it rests on.
+type Found = (Verdict, Option<String>);
 
 /// What is known of each recipient so far, in their order.
-type Verdicts = [Option<(Verdict, Option<String>)>];
+type Verdicts = [Option<Found>];
 
-impl<'a> Delivery<'a> {
-    /// To this owner, without recipients.
-    pub fn new(
-        cx: &'a Context,
-        introduction: &'a Introduction,
-        mail: Mail,
-        backend: Arc<Backend>,
-    ) -> Self {
-        Self { cx, introduction, mail, backend, connection: None, recipients: Vec::new() }
+impl Recipient {
+    /// True once a change went over what it was sent by.
+    fn is_outdated(&self) -> bool {
+        match &self.warrant {
+            Warrant::Row(_, registration) => registration.is_outdated(),
+            Warrant::Configured => false,
+        }
     }
 
-    /// The owner.
+    /// Waits until then.
+    async fn outdated(&self) {
+        match &self.warrant {
+            Warrant::Row(_, registration) => registration.outdated().await,
+            Warrant::Configured => std::future::pending().await,
+        }
+    }
+
+    /// True when a verdict that has just arrived counts (P3).
+    fn still_stands(&self, cx: &Context) -> bool {
+        match &self.warrant {
+            Warrant::Row(_, registration) => cx.ownership.still_stands(registration),
+            Warrant::Configured => true,
+        }
+    }
+}
+
+impl Warrant {
+    /// The owner, where the table has one.
+    pub fn owner(&self) -> Option<&Owner> {
+        match self {
+            Self::Row(owner, _) => Some(owner),
+            Self::Configured => None,
+        }
+    }
+}
+
+impl Delivery {
+    /// To this backend, without recipients.
+    pub fn new(cx: Arc<Context>, letter: Arc<Letter>, backend: Arc<Backend>) -> Self {
+        Self { cx, letter, backend, connection: None, recipients: Vec::new() }
+    }
+
+    /// The backend.
     pub fn backend(&self) -> &Backend {
         &self.backend
     }
 
-    /// Adds a recipient, registered before its owner was read.
-    pub fn add(&mut self, address: Address, owner: Owner, registration: Registration) {
-        self.recipients.push(Recipient { address, owner, registration });
+    /// Adds a recipient.
+    pub fn add(&mut self, recipient: Recipient) {
+        self.recipients.push(recipient);
+    }
+
+    /// The places of its recipients.
+    pub fn places(&self) -> impl Iterator<Item = usize> {
+        self.recipients.iter().map(|recipient| recipient.place)
     }
 
     /// Sets the transaction that is open there with exactly these recipients; `None`: a new one is begun.
@@ -145,74 +217,81 @@ impl<'a> Delivery<'a> {
         self.connection = connection;
     }
 
-    /// Sends, waits for the verdicts, judges whether they count, and records them.
-    pub async fn run(
-        mut self,
-        header: &str,
-        message: &Message,
-        record: Record<'_>,
-    ) -> Vec<Verdict> {
+    /// Sends, waits for the verdicts, judges whether they count, and tells them: each recipient's once, all
+    /// when the connection is done with.
+    pub async fn run(mut self, settled: UnboundedSender<Settled>) {
         let limit = self.cx.rules.delivery_timeout;
         let connection = self.connection.take();
         let mut verdicts = vec![None; self.recipients.len()];
+        let ended = AtomicBool::new(false);
         // Dropping the sending closes its connection, and discards what was not received there.
         let cut_short = tokio::select! {
             biased;
-            () = any_outdated(&self.recipients) => Some(MOVED.to_owned()),
-            () = self.cx.lifecycle.end().cancelled() => Some("the service ends".to_owned()),
-            sent = timeout(limit, self.send(connection, header, message, &mut verdicts)) => match sent {
+            () = overtaken(&self.recipients, &ended) => Some((MOVED.to_owned(), false)),
+            () = self.cx.lifecycle.end().cancelled() => Some(("the service ends".to_owned(), false)),
+            sent = timeout(limit, self.send(connection, &mut verdicts, &ended)) => match sent {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(DeliveryError::TimedOut.to_string()),
+                Ok(Err(error)) => Some((error.to_string(), error.is_unreachable())),
+                Err(_) => Some((DeliveryError::TimedOut.to_string(), true)),
             },
         };
-        let judged = self.recipients.into_iter().zip(verdicts).map(|(recipient, verdict)| {
-            let (verdict, why) =
-                verdict.unwrap_or_else(|| (Verdict::Unfinished, cut_short.clone()));
-            let Recipient { address: to, owner, registration } = recipient;
-            let delivered = Delivered { to, owner: Some(owner), verdict, why };
-            record(&delivered);
-            // Recorded: only now a fence need not wait for it any more.
-            drop(registration);
-            delivered.verdict
-        });
-        judged.collect()
+        let (why, unreachable) = cut_short.map_or((None, false), |(why, un)| (Some(why), un));
+        // Without the end of the message nobody can have taken it.
+        let ended = ended.load(Ordering::Acquire);
+        for (recipient, verdict) in self.recipients.into_iter().zip(verdicts) {
+            let unreachable = unreachable && verdict.is_none();
+            let without = if ended { Verdict::InDoubt } else { Verdict::NotSent };
+            let (verdict, why) = verdict.unwrap_or_else(|| (without, why.clone()));
+            let Recipient { place, warrant, .. } = recipient;
+            let backend = Arc::clone(&self.backend);
+            // Nobody to tell: whoever made the delivery has ended, and with it the process.
+            let _ = settled.send(Settled { place, verdict, why, unreachable, backend, warrant });
+        }
     }
 
     /// One transaction with the owner. Fills in the verdicts as they come.
     async fn send(
         &self,
         connection: Option<Connection>,
-        header: &str,
-        message: &Message,
         verdicts: &mut Verdicts,
+        ended: &AtomicBool,
     ) -> Result<(), DeliveryError> {
         let Some((mut connection, ready)) = self.ready(connection, verdicts).await? else {
             return Ok(());
         };
         if ready.class() != Class::GoOn {
-            for (at, verdict) in verdicts.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
-                *verdict = self.refused(at, &ready);
+            for (recipient, verdict) in self.open(verdicts) {
+                *verdict = Some(self.refused(recipient, &ready));
             }
-            connection.reset_and_keep(self.cx, &self.backend.name).await;
+            connection.reset_and_keep(&self.cx, &self.backend.name).await;
             return Ok(());
         }
         // From here to the last verdict, whatever ends this takes back what is still under way (P5, P6).
         connection.discard_on_drop(true)?;
-        connection.content(header, message, self.cx.rules.delivery_timeout).await?;
+        connection.content(&self.letter.header, &self.letter.message).await?;
+        ended.store(true, Ordering::Release);
+        connection.finish(self.cx.rules.delivery_timeout).await?;
         let mut of_all = None;
-        for (at, verdict) in verdicts.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
+        for (recipient, verdict) in self.open(verdicts) {
             let reply = match of_all.take() {
                 Some(reply) => reply,
                 None => connection.verdict().await?,
             };
-            *verdict = self.judged(at, &reply);
+            *verdict = Some(self.judged(recipient, &reply));
             // SMTP has one verdict for all recipients, LMTP one for each.
             of_all = connection.has_one_verdict().then_some(reply);
         }
         connection.discard_on_drop(false)?;
-        connection.keep(self.cx, &self.backend.name);
+        connection.keep(&self.cx, &self.backend.name);
         Ok(())
+    }
+
+    /// Recipients without a verdict.
+    fn open<'a>(
+        &'a self,
+        verdicts: &'a mut Verdicts,
+    ) -> impl Iterator<Item = (&'a Recipient, &'a mut Option<Found>)> {
+        self.recipients.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_none())
     }
 
     /// A transaction to which DATA was answered, with that answer; `None` when nobody is left to send to.
@@ -228,7 +307,7 @@ impl<'a> Delivery<'a> {
         {
             match reply.class() {
                 Class::GoOn | Class::Permanent => return Ok(Some((connection, reply))),
-                Class::Accepted | Class::Temporary => connection.say_goodbye(self.cx),
+                Class::Accepted | Class::Temporary => connection.say_goodbye(&self.cx),
             }
         }
         match self.begin_anew(verdicts).await? {
@@ -246,13 +325,13 @@ impl<'a> Delivery<'a> {
         verdicts: &mut Verdicts,
     ) -> Result<Option<Connection>, DeliveryError> {
         let Some(first) = self.recipients.first() else { return Ok(None) };
-        let begun =
-            begin(self.cx, self.introduction, &self.backend, &self.mail, &first.address).await?;
+        let Letter { introduction, mail, .. } = &*self.letter;
+        let begun = begin(&self.cx, introduction, &self.backend, mail, &first.address).await?;
         let (mut connection, mut reply) = match begun {
             Begun::Open(connection, reply) => (connection, reply),
             Begun::Refused(reply) => {
-                for (at, verdict) in verdicts.iter_mut().enumerate() {
-                    *verdict = self.refused(at, &reply);
+                for (recipient, verdict) in self.open(verdicts) {
+                    *verdict = Some(self.refused(recipient, &reply));
                 }
                 return Ok(None);
             }
@@ -264,39 +343,47 @@ impl<'a> Delivery<'a> {
                 reply = connection.add(&recipient.address).await?;
             }
             if reply.class() != Class::Accepted {
-                *verdict = self.refused(at, &reply);
+                *verdict = Some(self.refused(recipient, &reply));
             }
         }
         if verdicts.iter().any(Option::is_none) {
             return Ok(Some(connection));
         }
-        connection.reset_and_keep(self.cx, &self.backend.name).await;
+        connection.reset_and_keep(&self.cx, &self.backend.name).await;
         Ok(None)
     }
 
     /// An owner's verdict on the message, as it counts at the moment it arrived (P3).
-    fn judged(&self, at: usize, reply: &Reply) -> Option<(Verdict, Option<String>)> {
+    fn judged(&self, recipient: &Recipient, reply: &Reply) -> Found {
         if reply.class() != Class::Accepted {
-            return self.refused(at, reply);
+            return self.refused(recipient, reply);
         }
-        let recipient = self.recipients.get(at)?;
-        if self.cx.ownership.still_stands(&recipient.registration) {
-            Some((Verdict::Accepted, None))
+        if recipient.still_stands(&self.cx) {
+            (Verdict::Accepted, Some(reply.to_string()))
         } else {
-            Some((Verdict::Unfinished, Some(MOVED.to_owned())))
+            (Verdict::InDoubt, Some(MOVED.to_owned()))
         }
     }
 
-    fn refused(&self, at: usize, reply: &Reply) -> Option<(Verdict, Option<String>)> {
-        let to = &self.recipients.get(at)?.address;
-        Some((Verdict::Refused(refusal::by_owner(reply, to)), Some(reply.to_string())))
+    /// A no counts as long as a yes: the owner of now may think otherwise.
+    fn refused(&self, recipient: &Recipient, reply: &Reply) -> Found {
+        if recipient.still_stands(&self.cx) {
+            let verdict = Verdict::Refused(refusal::by_owner(reply, &recipient.address));
+            (verdict, Some(reply.to_string()))
+        } else {
+            (Verdict::NotSent, Some(MOVED.to_owned()))
+        }
     }
 }
 
-/// Returns when one of them must not go on.
-async fn any_outdated(recipients: &[Recipient]) {
+/// Returns when the sending must not go on because an account was changed. Once the whole message was sent,
+/// the verdict for those who have not moved is waited for a little.
+async fn overtaken(recipients: &[Recipient], ended: &AtomicBool) {
     if recipients.is_empty() {
         return std::future::pending().await;
     }
-    select_all(recipients.iter().map(|r| Box::pin(r.registration.outdated()))).await;
+    select_all(recipients.iter().map(|recipient| Box::pin(recipient.outdated()))).await;
+    if ended.load(Ordering::Acquire) && !recipients.iter().all(Recipient::is_outdated) {
+        sleep(VERDICT_GRACE).await;
+    }
 }

@@ -8,11 +8,15 @@
 
 pub mod app;
 pub mod body;
+pub mod custody;
 pub mod delivery;
+pub mod letter;
 pub mod outcome;
+pub mod queue;
 pub mod received;
 pub mod recipient;
 pub mod refusal;
+pub mod report;
 pub mod serve;
 pub mod session;
 pub mod spool;

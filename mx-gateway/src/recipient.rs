@@ -21,8 +21,17 @@ pub struct Found {
     pub address: Address,
     /// The name it is looked up by.
     pub name: Name,
-    /// Its owner at this moment.
-    pub owner: Owner,
+    /// Where its account is at this moment.
+    pub place: Place,
+}
+
+/// Where an account is.
+#[derive(Debug)]
+pub enum Place {
+    /// At its owner.
+    Owned(Owner),
+    /// With nobody: the account is held.
+    Held(Box<str>),
 }
 
 /// Looks up whom a path leads to.
@@ -46,7 +55,11 @@ pub fn find(cx: &Context, path: ForwardPath) -> Result<Found, Box<Answer>> {
             let reply = refusal::relaying(&named);
             Err(Answer { to: Some(named), owner: Some(owner), reply, why: None }.into())
         }
-        Ok(owner) => Ok(Found { named, address, name, owner }),
+        Ok(owner) => Ok(Found { named, address, name, place: Place::Owned(owner) }),
+        // It has a row, so whatever stands in it is a name.
+        Err(Refusal::Held { account }) => {
+            Ok(Found { named, address, name, place: Place::Held(account) })
+        }
         Err(Refusal::NoSuchAccount) if has_role(&name) => find_postmaster(cx),
         Err(refusal) => {
             cx.ownership.note_refused(&name);
@@ -69,7 +82,12 @@ fn find_postmaster(cx: &Context) -> Result<Found, Box<Answer>> {
     let Some(named) = cx.postmaster() else { return nobody(None) };
     let name = Name::of_address(&named);
     match cx.ownership.look_up(&name) {
-        Ok(owner) => Ok(Found { address: at_owner(cx, &named), named, name, owner }),
+        Ok(owner) => {
+            Ok(Found { address: at_owner(cx, &named), named, name, place: Place::Owned(owner) })
+        }
+        Err(Refusal::Held { account }) => {
+            Ok(Found { address: at_owner(cx, &named), named, name, place: Place::Held(account) })
+        }
         Err(why @ (Refusal::NoSuchAccount | Refusal::ForeignDomain)) => {
             tracing::error!(address = %named, %why, "nobody takes mail to postmaster: set mx.postmaster");
             nobody(Some(named))

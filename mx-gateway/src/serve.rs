@@ -9,7 +9,7 @@ use shared::address::Address;
 use shared::config::MxConfig;
 use shared::lifecycle::Lifecycle;
 use shared::listener::Accepted;
-use shared::ownership::{Epoch, Owner, Ownership};
+use shared::ownership::Ownership;
 use shared::smtp::path::{ForwardPath, ReversePath};
 use shared::smtp::reply::{Class, Reply};
 use shared::wire::{Deadlines, Wire, WireError};
@@ -20,11 +20,13 @@ use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
+use crate::custody::{Origin, place_of};
 use crate::delivery::{Introduction, Pool};
-use crate::outcome::{self, Verdict};
+use crate::letter::Letter;
+use crate::queue::Queue;
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
-use crate::transaction::{Answer, Delivered, Transaction};
+use crate::transaction::{Answer, Transaction};
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
 /// of 60 kbit/s.
@@ -49,6 +51,8 @@ pub struct Context {
     pub ask_timeout: Duration,
     /// Connections to owners.
     pub pool: Arc<Pool>,
+    /// What cannot be delivered at once. Without one nothing is kept: the sender has to.
+    pub queue: Option<Arc<Queue>>,
     /// What messages may keep in memory together.
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
@@ -63,7 +67,7 @@ struct Incoming {
 
 /// One client, from its greeting to its end.
 struct Conversation<'a> {
-    cx: &'a Context,
+    cx: &'a Arc<Context>,
     id: String,
     wire: Wire,
     session: Session,
@@ -105,7 +109,12 @@ fn has_spoken(socket: &TcpStream) -> bool {
     SockRef::from(socket).peek(&mut octet).is_ok_and(|count| count > 0)
 }
 
-async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result<(), WireError> {
+async fn converse(
+    cx: &Arc<Context>,
+    id: &str,
+    mut wire: Wire,
+    early: bool,
+) -> Result<(), WireError> {
     if let Some(tls) = &cx.tls {
         if cx.implicit_tls {
             wire.accept_tls(Arc::clone(tls)).await?;
@@ -240,7 +249,7 @@ impl Conversation<'_> {
             (false, Ok(_)) if incoming.loops.received() > self.cx.rules.max_received => {
                 Reply::new(554, (4, 6), "Too many hops, the message loops")
             }
-            (false, Ok(message)) => return self.deliver(transaction, &message).await,
+            (false, Ok(message)) => return self.deliver(transaction, message).await,
         };
         let (client, from) = (self.wire.peer(), &transaction.mail().from);
         tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
@@ -248,17 +257,26 @@ impl Conversation<'_> {
         refusal
     }
 
-    /// Delivers and writes a line for each recipient. Goes on when the client has gone meanwhile: the
-    /// owners may have the message already.
-    async fn deliver(&mut self, transaction: Transaction, message: &Message) -> Reply {
-        let began = Instant::now();
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        let header = self.trace(&transaction, message, &id);
-        let from = transaction.mail().from.clone();
-        let introduction = self.introduction();
-        let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
-        let verdicts = transaction.deliver(self.cx, &introduction, &header, message, &record).await;
-        outcome::reply(&verdicts, &id)
+    /// Delivers, and waits for the reply.
+    async fn deliver(&mut self, transaction: Transaction, message: Message) -> Reply {
+        let id: Box<str> = uuid::Uuid::now_v7().simple().to_string().into();
+        let letter = Arc::new(Letter {
+            header: self.trace(&transaction, &message, &id),
+            id,
+            mail: transaction.mail().clone(),
+            introduction: self.introduction(),
+            message,
+        });
+        let origin = Origin {
+            session: self.id.as_str().into(),
+            client: self.wire.peer(),
+            each: false,
+            may_report: false,
+        };
+        let replies = transaction.deliver(self.cx, &letter, origin).await.unwrap_or_default();
+        // None comes when the task has panicked: what it had done it has recorded.
+        let lost = || Reply::new(451, (3, 0), "Internal error, try again later");
+        replies.into_iter().next().unwrap_or_else(lost)
     }
 
     fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {
@@ -284,7 +302,7 @@ impl Conversation<'_> {
     fn record_refusal(&self, from: &ReversePath, answer: &Answer, began: Instant) {
         let (session, client) = (&self.id, self.wire.peer());
         let to = answer.to.as_ref().map(Address::to_string).unwrap_or_default();
-        let (account, owner, epoch) = place(answer.owner.as_ref());
+        let (account, owner, epoch) = place_of(answer.owner.as_ref());
         let (code, reply) = (answer.reply.code(), &answer.reply);
         let ms = began.elapsed().as_millis();
         match &answer.why {
@@ -303,28 +321,6 @@ impl Conversation<'_> {
         }
     }
 
-    /// What became of a recipient of a message.
-    fn record(&self, id: &str, from: &ReversePath, one: &Delivered, size: u64, began: Instant) {
-        let (session, client, to) = (&self.id, self.wire.peer(), &one.to);
-        let (account, owner, epoch) = place(one.owner.as_ref());
-        let ms = began.elapsed().as_millis();
-        let why = one.why.as_deref().unwrap_or("no verdict");
-        match &one.verdict {
-            Verdict::Accepted => tracing::info!(
-                session, id, %client, %from, %to, account, owner, epoch, code = 250, ms, size,
-                "delivered"
-            ),
-            Verdict::Refused(reply) => tracing::info!(
-                session, id, %client, %from, %to, account, owner, epoch, code = reply.code(), ms,
-                size, %reply, why, "not delivered"
-            ),
-            Verdict::Unfinished => tracing::warn!(
-                session, id, %client, %from, %to, account, owner, epoch, code = 451, ms, size, why,
-                "not delivered"
-            ),
-        }
-    }
-
     fn introduction(&self) -> Introduction {
         let helo = self.session.helo();
         Introduction {
@@ -334,13 +330,5 @@ impl Conversation<'_> {
             helo: helo.map(|helo| helo.name.clone()).unwrap_or_default(),
             extended: helo.is_some_and(|helo| helo.extended),
         }
-    }
-}
-
-/// Account, owner and epoch as the log has them.
-fn place(owner: Option<&Owner>) -> (&str, &str, Epoch) {
-    match owner {
-        Some(owner) => (&owner.account, owner.backend.name.as_str(), owner.epoch),
-        None => ("", "", 0),
     }
 }

@@ -7,22 +7,23 @@
 
 use std::sync::Arc;
 
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use shared::address::Address;
 use shared::backend::Backend;
-use shared::ownership::{Name, Owner, Refusal, Work};
+use shared::ownership::{Owner, Refusal};
 use shared::smtp::command::Mail;
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::{Class, Reply};
-use shared::wire::ConnectError;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::body::Message;
-use crate::delivery::{Begun, Connection, Delivery, DeliveryError, Introduction, Record, begin};
-use crate::outcome::Verdict;
-use crate::recipient::{self, Found};
+use crate::custody::{Custody, Origin, Recipient};
+use crate::delivery::{Begun, Connection, DeliveryError, Introduction, Round, begin};
+use crate::letter::Letter;
+use crate::recipient::{self, Found, Place};
 use crate::refusal;
 use crate::serve::Context;
+use crate::spool::Route;
 
 /// A transaction that was begun by MAIL.
 #[derive(Debug)]
@@ -30,15 +31,6 @@ pub struct Transaction {
     mail: Mail,
     recipients: Vec<Recipient>,
     legs: Vec<Leg>,
-}
-
-/// A recipient whose owner has accepted it.
-#[derive(Debug, Clone)]
-struct Recipient {
-    /// As its owner gets it.
-    address: Address,
-    /// By which it is looked up, as the client named it.
-    name: Name,
 }
 
 /// A transaction at one owner.
@@ -76,19 +68,6 @@ pub struct Answer {
     pub why: Option<String>,
 }
 
-/// What became of one recipient.
-#[derive(Debug)]
-pub struct Delivered {
-    /// The recipient.
-    pub to: Address,
-    /// Its owner when the message was sent; `None` when there was none.
-    pub owner: Option<Owner>,
-    /// Its verdict.
-    pub verdict: Verdict,
-    /// Why there is none.
-    pub why: Option<String>,
-}
-
 impl Transaction {
     /// A transaction without recipients.
     pub fn new(mail: Mail) -> Self {
@@ -108,14 +87,15 @@ impl Transaction {
         }
     }
 
-    /// Asks a recipient's owner.
+    /// Asks a recipient's owner. One that is held or cannot be reached is not needed for a yes where the
+    /// account has a row: it is known, and the spool keeps the message for it.
     pub async fn add(
         &mut self,
         cx: &Context,
         introduction: &Introduction,
         path: ForwardPath,
     ) -> Answer {
-        let Found { named, address, name, owner } = match recipient::find(cx, path) {
+        let Found { named, address, name, place } = match recipient::find(cx, path) {
             Ok(found) => found,
             Err(answer) => return *answer,
         };
@@ -128,19 +108,45 @@ impl Transaction {
             let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
             return plain(named, reply);
         }
-        let (reply, why) = match self.ask(cx, introduction, &owner.backend, &address).await {
+        let may_keep = cx.queue.as_ref().is_some_and(|queue| queue.is_healthy());
+        let recipient = Recipient { address, name, route: Route::Owner };
+        let owner = match place {
+            Place::Owned(owner) => owner,
+            Place::Held(account) if may_keep => {
+                self.recipients.push(recipient);
+                let reply = Reply::new(250, (1, 5), "Recipient ok");
+                return Answer {
+                    why: Some(format!("account {account} is held")),
+                    ..plain(named, reply)
+                };
+            }
+            Place::Held(account) => {
+                let refusal = Refusal::Held { account };
+                let reply = refusal::by_table(&refusal, &named);
+                return Answer { why: Some(refusal.to_string()), ..plain(named, reply) };
+            }
+        };
+        let is_sick = cx.queue.is_some() && !may_keep;
+        if is_sick && self.legs.iter().any(|leg| leg.is_of_another(&owner.backend)) {
+            // With nothing to keep what one owner takes and another does not, it goes to one at a time.
+            let reply = Reply::new(452, (5, 3), "Send this recipient separately");
+            return Answer { owner: Some(owner), ..plain(named, reply) };
+        }
+        let answer = self.ask(cx, introduction, &owner.backend, &recipient.address).await;
+        let (reply, why) = match answer {
             Ok(reply) if reply.class() == Class::Accepted => {
                 cx.ownership.note_served(&owner);
-                self.recipients.push(Recipient { address, name });
+                self.recipients.push(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }
             Ok(reply) => (refusal::by_owner(&reply, &named), Some(reply.to_string())),
-            Err(error @ DeliveryError::NoEndpoint) => {
-                (refusal::misconfigured(&named), Some(error.to_string()))
-            }
-            Err(error @ DeliveryError::Connect(ConnectError::Own { .. })) => {
+            Err(error) if error.is_misconfigured() => {
                 tracing::error!(owner = %owner.backend.name, %error, "nothing is delivered there");
                 (refusal::misconfigured(&named), Some(error.to_string()))
+            }
+            Err(error) if owner.known && may_keep => {
+                self.recipients.push(recipient);
+                (Reply::new(250, (1, 5), "Recipient ok"), Some(error.to_string()))
             }
             Err(error) => (refusal::unreachable(&named), Some(error.to_string())),
         };
@@ -171,56 +177,36 @@ impl Transaction {
         answer
     }
 
-    /// Sends the message to every owner at once and returns what became of each recipient. `record` is
-    /// told of each as soon as that is known, whatever the others wait for; until then a fence waits for
-    /// it (P5).
-    pub async fn deliver(
+    /// Sends the message to every owner at once. The reply to the client, or with LMTP the replies, come out
+    /// of the channel; what is done until then and after it is [`Custody`]'s.
+    pub fn deliver(
         mut self,
-        cx: &Context,
-        introduction: &Introduction,
-        header: &str,
-        message: &Message,
-        record: Record<'_>,
-    ) -> Vec<Verdict> {
-        let mut verdicts = Vec::with_capacity(self.recipients.len());
-        let mut deliveries: Vec<(Delivery<'_>, Vec<usize>)> = Vec::new();
-        for (place, recipient) in self.recipients.iter().enumerate() {
-            let Recipient { address, name } = recipient;
-            // Registered before the owner is read: a change from here on finds this delivery (P4).
-            match cx.ownership.enter(name, Work::Delivery) {
-                Ok((owner, registration)) => {
-                    let backend = &owner.backend.name;
-                    let at = deliveries.iter().position(|(d, _)| d.backend().name == *backend);
-                    let at = at.unwrap_or_else(|| {
-                        let backend = Arc::clone(&owner.backend);
-                        let delivery = Delivery::new(cx, introduction, self.mail.clone(), backend);
-                        deliveries.push((delivery, Vec::new()));
-                        deliveries.len().saturating_sub(1)
-                    });
-                    if let Some((delivery, places)) = deliveries.get_mut(at) {
-                        delivery.add(address.clone(), owner, registration);
-                        places.push(place);
-                    }
-                }
-                Err(refusal) => {
-                    let unowned = unowned(&refusal, address);
-                    record(&unowned);
-                    verdicts.push(unowned.verdict);
-                }
+        cx: &Arc<Context>,
+        letter: &Arc<Letter>,
+        origin: Origin,
+    ) -> oneshot::Receiver<Vec<Reply>> {
+        let recipients = std::mem::take(&mut self.recipients);
+        let (mut custody, replies) = Custody::new(cx, letter, origin, recipients.clone());
+        let mut round = Round::new(cx, letter);
+        for (place, recipient) in recipients.iter().enumerate() {
+            let Recipient { address, name, .. } = recipient;
+            if let Err(unsent) = round.add(place, address, name) {
+                custody.settle_unsent(place, unsent.verdict(address), &unsent.to_string());
             }
         }
-        for (delivery, places) in &mut deliveries {
-            delivery.go_on_with(connection_for(&mut self.legs, delivery.backend(), places));
+        for delivery in round.deliveries() {
+            let places: Vec<_> = delivery.places().collect();
+            delivery.go_on_with(connection_for(&mut self.legs, delivery.backend(), &places));
         }
         // A transaction in which somebody was accepted who has moved ends here, before any data is sent;
         // where nobody was, the connection may serve the next message.
         self.legs.retain(|leg| leg.recipients.is_empty());
-        let unused = join_all(self.legs.into_iter().map(|leg| leg.reset(cx)));
-        let sent =
-            deliveries.into_iter().map(|(delivery, _)| delivery.run(header, message, record));
-        let (sent, _) = join(join_all(sent), unused).await;
-        verdicts.extend(sent.into_iter().flatten());
-        verdicts
+        if !self.legs.is_empty() {
+            let cx = Arc::clone(cx);
+            cx.lifecycle.clone().spawn("reset", async move { self.abandon(&cx).await });
+        }
+        cx.lifecycle.spawn("custody", custody.run(round.start()));
+        replies
     }
 
     /// Ends the transaction without a message; connections that can be used again are kept.
@@ -268,6 +254,11 @@ impl Leg {
         Ok(reply)
     }
 
+    /// True when somebody was accepted there, and it is not this backend.
+    fn is_of_another(&self, backend: &Backend) -> bool {
+        self.backend.name != backend.name && !self.recipients.is_empty()
+    }
+
     async fn reset(self, cx: &Context) {
         if let LegState::Open(connection) = self.state {
             connection.reset_and_keep(cx, &self.backend.name).await;
@@ -285,14 +276,5 @@ fn connection_for(legs: &mut [Leg], backend: &Backend, places: &[usize]) -> Opti
     match std::mem::replace(&mut leg.state, LegState::Unreachable) {
         LegState::Open(connection) => Some(connection),
         LegState::Unasked | LegState::Refused(_) | LegState::Unreachable => None,
-    }
-}
-
-fn unowned(refusal: &Refusal, to: &Address) -> Delivered {
-    Delivered {
-        to: to.clone(),
-        owner: None,
-        verdict: Verdict::Refused(refusal::by_table(refusal, to)),
-        why: Some(refusal.to_string()),
     }
 }

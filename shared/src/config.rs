@@ -18,7 +18,7 @@ use ipnet::IpNet;
 pub use problem::ConfigError;
 
 use crate::address::{Address, Domain};
-use crate::backend::{Backends, LoginProtocol};
+use crate::backend::{BackendName, Backends, LoginProtocol};
 use crate::ownership::RoutingDomains;
 use crate::sasl::Mechanisms;
 
@@ -123,10 +123,29 @@ pub struct MxConfig {
     pub command_timeout: Duration,
     /// Longest wait for the next octets of message data.
     pub data_timeout: Duration,
-    /// Longest wait for an owner's verdict after the final dot.
+    /// Longest time that a delivery takes, the wait for the owner's verdict included.
     pub delivery_timeout: Duration,
+    /// Longest time that a client waits for it: then the message is kept, and the delivery goes on.
+    pub patience: Duration,
     /// Received headers after which a message is taken to loop (RFC 5321 §6.3).
     pub max_received: usize,
+    /// What cannot be delivered at once.
+    pub queue: QueueConfig,
+}
+
+/// What is kept of messages that cannot be delivered at once, and how it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// An older message is given up; time for which it was held does not count.
+    pub expire: Duration,
+    /// Deliveries from the queue to one backend at once.
+    pub max_per_backend: u32,
+    /// Deliveries from the queue to one backend in a second; 0: any number.
+    pub max_per_second: u32,
+    /// The backend by which reports of failure go to senders who are not ours.
+    pub report_via: Option<BackendName>,
+    /// Free octets on its disk under which nothing more is kept.
+    pub reserve: u64,
 }
 
 /// The login proxy.

@@ -21,7 +21,8 @@ pub mod store;
 pub mod table;
 pub mod unknown;
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 
@@ -50,6 +51,13 @@ pub struct Ownership {
     registry: Arc<Registry>,
     backends: ArcSwap<Backends>,
     unknown: UnknownNames,
+    watch: OnceLock<Weak<dyn Watch>>,
+}
+
+/// Told of every change, once the copy has it and what it went over is marked.
+pub trait Watch: Debug + Send + Sync {
+    /// The row of this account, alias or `@domain` was changed. Must not block.
+    fn changed(&self, name: &str);
 }
 
 /// Where an account is served, as one look-up found it.
@@ -134,6 +142,7 @@ impl Ownership {
             registry: Arc::new(Registry::default()),
             backends: ArcSwap::from_pointee(backends),
             unknown: UnknownNames::default(),
+            watch: OnceLock::new(),
         })
     }
 
@@ -220,6 +229,18 @@ impl Ownership {
         self.lease.is_valid() && !registration.is_outdated()
     }
 
+    /// Has changes told to `watch` from now on, as long as it lives. There is one such place.
+    pub fn watch_changes(&self, watch: Weak<dyn Watch>) {
+        // A second one would be a mistake of ours, and the first one goes on.
+        let _ = self.watch.set(watch);
+    }
+
+    fn tell_of<'a>(&self, changes: impl Iterator<Item = &'a Change>) {
+        if let Some(watch) = self.watch.get().and_then(Weak::upgrade) {
+            changes.for_each(|change| watch.changed(&change.key()));
+        }
+    }
+
     /// Notes that `name` was refused, where that is because it has no row (NAM-6).
     pub fn note_refused(&self, name: &Name) {
         if !self.lease.is_valid() || !unknown::may_be_noted(name) {
@@ -250,14 +271,16 @@ impl Ownership {
         for (version, (epoch, change)) in (first..).zip(changes) {
             self.registry.mark(&change.key(), *epoch, version);
         }
+        self.tell_of(changes.iter().map(|(_, change)| change));
     }
 
     /// Takes a copy that was read afresh. What differs is a change like any other.
     fn replace(&self, fresh: map::Tables, epoch: Epoch) {
         let (version, differences) = self.map.replace(fresh);
-        for change in differences {
+        for change in &differences {
             self.registry.mark(&change.key(), epoch, version);
         }
+        self.tell_of(differences.iter());
     }
 
     /// Ends all work if the lease has run out. True for the first caller who finds that.

@@ -67,12 +67,12 @@ pub trait Program: Debug + Send + Sync + Sized + 'static {
     /// What is to be configured where there would be nothing to do.
     fn idle(config: &Config) -> Option<&'static str>;
 
-    /// Binds every listener.
+    /// Binds every listener, and opens what is on disk.
     ///
     /// # Errors
     ///
-    /// A [`ServiceError`] that names the listener.
-    fn bind(service: &Service) -> Result<Self, ServiceError>;
+    /// A [`ServiceError`] that names the listener, or what is on disk.
+    fn bind(service: &Service) -> impl Future<Output = Result<Self, ServiceError>> + Send;
 
     /// Returns when clients can be told all there is, or have waited for it long enough.
     fn prepare(&self) -> impl Future<Output = ()> + Send;
@@ -111,6 +111,9 @@ pub enum ServiceError {
     /// A listener.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// What it keeps on disk.
+    #[error("{0}")]
+    Disk(Box<str>),
     /// The process that serves does not hand over.
     #[error("cannot take over: {0}")]
     TakeOver(#[from] HandOverError),
@@ -193,7 +196,7 @@ pub async fn run<P: Program>(start: Start) -> Result<(), ServiceError> {
     for warning in config.loops() {
         tracing::error!("{warning}");
     }
-    let program = Arc::new(P::bind(&service)?);
+    let program = Arc::new(P::bind(&service).await?);
     let unused = service.sockets.close_unused();
     match &predecessor {
         Some(_) if !unused.is_empty() => tracing::info!(?unused, "not listened on any more"),

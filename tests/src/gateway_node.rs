@@ -2,17 +2,20 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
 use mx_gateway::body::Memory;
 use mx_gateway::delivery::Pool;
+use mx_gateway::queue::Queue;
 use mx_gateway::serve::{Context, serve};
+use mx_gateway::spool::{Spool, Stored};
 use shared::address::Domain;
 use shared::backend::Backend;
-use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, ProxyMode};
+use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, ProxyMode, QueueConfig};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
@@ -51,6 +54,14 @@ impl Default for Settings {
                 data_timeout: PATIENCE,
                 delivery_timeout: PATIENCE,
                 max_received: 100,
+                patience: PATIENCE,
+                queue: QueueConfig {
+                    expire: Duration::from_hours(24),
+                    max_per_backend: 20,
+                    max_per_second: 0,
+                    report_via: None,
+                    reserve: 0,
+                },
             },
             tls: None,
             implicit_tls: false,
@@ -69,6 +80,8 @@ pub struct GatewayNode {
     pub lifecycle: Lifecycle,
     /// Where it listens.
     pub address: SocketAddr,
+    /// What it keeps.
+    pub queue: Option<Arc<Queue>>,
     place: Place,
 }
 
@@ -91,6 +104,28 @@ impl GatewayNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
+        Self::start_on(backends, settings, None)
+    }
+
+    /// Starts one that keeps in a spool what cannot be delivered at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`], or the spool cannot be opened.
+    pub async fn start_with_spool(
+        backends: impl IntoIterator<Item = Backend>,
+        settings: Settings,
+        directory: &Path,
+    ) -> Result<Self> {
+        let opened = Spool::open(directory, settings.rules.queue.reserve).await?;
+        Self::start_on(backends, settings, Some(opened))
+    }
+
+    fn start_on(
+        backends: impl IntoIterator<Item = Backend>,
+        settings: Settings,
+        opened: Option<(Spool, Vec<Stored>)>,
+    ) -> Result<Self> {
         let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
@@ -102,6 +137,10 @@ impl GatewayNode {
             max_per_address: 1000,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
+        let queue = opened.map(|(spool, stored)| {
+            let rules = mx_gateway::app::rules(&rules);
+            Queue::new(spool, &stored, rules, &table.ownership, &lifecycle)
+        });
         let cx = Arc::new(Context {
             ownership: Arc::clone(&table.ownership),
             lifecycle: lifecycle.clone(),
@@ -110,13 +149,17 @@ impl GatewayNode {
             implicit_tls,
             ask_timeout,
             pool: Arc::new(Pool::default()),
+            queue: queue.clone(),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
         });
+        if let Some(queue) = queue.clone() {
+            lifecycle.spawn_chore("queue", queue.run(Arc::new(ArcSwap::new(Arc::clone(&cx)))));
+        }
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)
         });
-        Ok(Self { rows: table, lifecycle, address, place })
+        Ok(Self { rows: table, lifecycle, address, place, queue })
     }
 
     /// A client's connection, greeted.

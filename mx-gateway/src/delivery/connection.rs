@@ -43,6 +43,8 @@ pub struct Connection {
     transactions: u32,
     /// Recipients it has refused.
     refusals: u32,
+    /// The piece of a message with which it ends.
+    last: Vec<u8>,
 }
 
 /// Who we are and for whom we speak.
@@ -119,6 +121,7 @@ impl Connection {
             bound: matches!(identity, Identity::Proxy | Identity::Xclient),
             transactions: 0,
             refusals: 0,
+            last: Vec::new(),
         };
         let mut connection = trial.judge(connection.greeted(&tls, &introduction.hostname)).await?;
         if *identity == Identity::Xclient {
@@ -221,18 +224,12 @@ impl Connection {
         Ok(self.wire.discard_on_drop(discard)?)
     }
 
-    /// Sends the message and its end. `patience` is the longest wait for a [`Self::verdict`] from here on.
+    /// Sends the message up to its last piece. Until [`Self::finish`] the owner cannot have taken it.
     ///
     /// # Errors
     ///
-    /// A [`DeliveryError`]; the connection is over. The owner has not seen the end of the message unless
-    /// the very last octets failed.
-    pub async fn content(
-        &mut self,
-        header: &str,
-        message: &Message,
-        patience: Duration,
-    ) -> Result<(), DeliveryError> {
+    /// A [`DeliveryError`]; the connection is over.
+    pub async fn content(&mut self, header: &str, message: &Message) -> Result<(), DeliveryError> {
         let mut encoder = DataEncoder::default();
         let mut reader = message.reader();
         let (mut content, mut encoded) = (header.as_bytes().to_vec(), Vec::new());
@@ -249,7 +246,19 @@ impl Connection {
             }
         }
         encoder.finish(&mut encoded);
-        self.wire.say(&encoded).await?;
+        self.last = encoded;
+        Ok(())
+    }
+
+    /// Sends the last piece of the message. `patience` is the longest wait for a [`Self::verdict`] from here
+    /// on.
+    ///
+    /// # Errors
+    ///
+    /// A [`DeliveryError`]; the connection is over, and whether the owner has the message is unknown.
+    pub async fn finish(&mut self, patience: Duration) -> Result<(), DeliveryError> {
+        let last = std::mem::take(&mut self.last);
+        self.wire.say(&last).await?;
         self.wire.deadlines.read = patience;
         Ok(())
     }
@@ -368,6 +377,28 @@ impl Connection {
 
     async fn reply(&mut self) -> Result<Reply, DeliveryError> {
         unless_farewell(smtp_client::reply(&mut self.wire).await?)
+    }
+}
+
+impl DeliveryError {
+    /// Somebody has to change the configuration: it is no use to try again, or to keep a message for it.
+    pub fn is_misconfigured(&self) -> bool {
+        matches!(self, Self::NoEndpoint | Self::Connect(ConnectError::Own { .. }))
+    }
+
+    /// The owner cannot be reached, or gives us no service: the next message would fare no better.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Connect(_)
+            | Self::Wire(_)
+            | Self::NoStartTls
+            | Self::Unwilling(_)
+            | Self::Protocol(_)
+            | Self::NoEndpoint
+            | Self::Unreachable
+            | Self::TimedOut => true,
+            Self::Body(_) => false,
+        }
     }
 }
 

@@ -13,9 +13,10 @@ use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
     Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    LoginListener, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+    LoginListener, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, QueueConfig, TlsConfig, raw,
 };
 use crate::address::{Address, Domain};
+use crate::backend::BackendName;
 
 /// Most problems of one kind that are looked for in a file; each costs one more reading of it.
 const MAX_READINGS: usize = 50;
@@ -71,6 +72,12 @@ impl Parser<'_, '_> {
         let login = self.login(file.login, &host, has_certificate);
         let mx = self.mx(file.mx, &host, has_certificate);
         let backends = self.backends(file.backends, &Listening::of(&mx, &login));
+        if let Some(name) = &mx.queue.report_via
+            && backends.get(name).is_none_or(|backend| backend.mail.is_none())
+        {
+            let message = format!("there is no backend {name} with a mail endpoint");
+            self.problems.note("mx.queue.report_via", message);
+        }
         self.somebody_speaks(&login, &backends);
         self.nobody_listens_twice(&login);
         Config {
@@ -168,6 +175,8 @@ impl Parser<'_, '_> {
             ("mx.command_timeout", mx.command_timeout),
             ("mx.data_timeout", mx.data_timeout),
             ("mx.delivery_timeout", mx.delivery_timeout),
+            ("mx.patience", mx.patience),
+            ("mx.queue.expire", mx.queue.expire),
         ] {
             if timeout.is_zero() {
                 self.problems.note(key, "must be longer than nothing");
@@ -192,6 +201,21 @@ impl Parser<'_, '_> {
             data_timeout: mx.data_timeout,
             delivery_timeout: mx.delivery_timeout,
             max_received: mx.max_received,
+            patience: mx.patience,
+            queue: self.queue(mx.queue),
+        }
+    }
+
+    fn queue(&mut self, queue: raw::Queue) -> QueueConfig {
+        if queue.max_per_backend == 0 {
+            self.problems.note("mx.queue.max_per_backend", "must be at least 1");
+        }
+        QueueConfig {
+            expire: queue.expire,
+            max_per_backend: queue.max_per_backend,
+            max_per_second: queue.max_per_second,
+            report_via: self.optional("mx.queue.report_via", &queue.report_via, BackendName::parse),
+            reserve: queue.reserve.as_u64(),
         }
     }
 

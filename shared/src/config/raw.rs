@@ -250,6 +250,32 @@ pub(super) struct Mx {
     #[serde(with = "humantime_serde")]
     pub(super) delivery_timeout: Duration,
     pub(super) max_received: usize,
+    #[serde(with = "humantime_serde")]
+    pub(super) patience: Duration,
+    pub(super) queue: Queue,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Queue {
+    #[serde(with = "humantime_serde")]
+    pub(super) expire: Duration,
+    pub(super) max_per_backend: u32,
+    pub(super) max_per_second: u32,
+    pub(super) report_via: String,
+    pub(super) reserve: ByteSize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            expire: Duration::from_hours(5 * 24),
+            max_per_backend: 20,
+            max_per_second: 0,
+            report_via: String::new(),
+            reserve: ByteSize::mib(64),
+        }
+    }
 }
 
 impl Default for Mx {
@@ -265,9 +291,11 @@ impl Default for Mx {
             command_timeout: Duration::from_mins(5),
             // RFC 5321 §4.5.3.2.5 allows 3 minutes a block.
             data_timeout: Duration::from_mins(3),
-            // Below the ten minutes that senders wait after the dot (RFC 5321 §4.5.3.2.6).
-            delivery_timeout: Duration::from_mins(4),
+            // RFC 5321 §4.5.3.2.6.
+            delivery_timeout: Duration::from_mins(10),
             max_received: 100,
+            patience: Duration::from_secs(30),
+            queue: Queue::default(),
         }
     }
 }
@@ -495,6 +523,7 @@ mod tests {
             "backends.old.imap",
             "mx",
             "mx.smtp",
+            "mx.queue",
             "login",
             "login.imap",
             "login.imaps",

@@ -61,6 +61,7 @@ pub async fn main<P: Program>(
                 ServiceError::Tls(_) | ServiceError::Idle(_) => ExitCode::from(EX_CONFIG),
                 ServiceError::StateDir(_)
                 | ServiceError::Bind(_)
+                | ServiceError::Disk(_)
                 | ServiceError::TakeOver(_)
                 | ServiceError::Ownership(_)
                 | ServiceError::FeedEnded

@@ -9,6 +9,7 @@ mod flips;
 mod health;
 mod identity;
 mod outcomes;
+mod queue;
 mod routing;
 mod tls;
 
