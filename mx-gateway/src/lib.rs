@@ -13,6 +13,7 @@ pub mod outcome;
 pub mod received;
 pub mod recipient;
 pub mod refusal;
+pub mod report;
 pub mod serve;
 pub mod session;
 pub mod spool;
