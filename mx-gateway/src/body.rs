@@ -197,6 +197,14 @@ impl Message {
         Self { octets, first_octet, content: Content::File(Arc::new(file), offset) }
     }
 
+    /// A message of ours. Its memory is counted nowhere.
+    pub(crate) fn of_octets(octets: Vec<u8>) -> Self {
+        let length = u64::try_from(octets.len()).unwrap_or(u64::MAX);
+        let first_octet = octets.first().copied();
+        let kept = Kept { octets, memory: Memory::new(0) };
+        Self { octets: length, first_octet, content: Content::Memory(Arc::new(kept)) }
+    }
+
     /// Its octets, CR LFs counted.
     pub fn octets(&self) -> u64 {
         self.octets

@@ -444,10 +444,11 @@ impl Committed {
 impl Drop for Committed {
     fn drop(&mut self) {
         let Some(stored) = self.stored.take() else { return };
-        self.inner.forget(stored.id());
         if let Err(error) = self.inner.disk.remove(stored.id(), Place::Messages) {
             tracing::warn!(id = stored.id(), %error, "a message nobody waited for is kept all the same");
         }
+        // Only now another may have its id.
+        self.inner.forget(stored.id());
     }
 }
 

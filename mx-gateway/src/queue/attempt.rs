@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use shared::smtp::command::Mail;
 use shared::smtp::reply::{Class, Reply};
 
+use super::failure::Refused;
 use super::index::{Id, Wait};
 use super::plan::Plan;
 use super::{Content, KeepError, PAUSES, Queue};
@@ -63,7 +64,7 @@ async fn try_once(
         let Some(recipient) = stored.recipients.get(place) else { continue };
         if expired {
             let reply = Reply::new(554, (4, 7), "not delivered in time, given up");
-            try_.failed.push((place, reply));
+            try_.failed.push(Refused { place, reply, by_server: false });
             continue;
         }
         if let Err(unsent) = try_.add(&mut round, place, recipient) {
@@ -88,7 +89,7 @@ struct Try<'a> {
     id: &'a Id,
     stored: &'a Stored,
     /// Who is refused for good.
-    failed: Vec<(usize, Reply)>,
+    failed: Vec<Refused>,
     /// An owner has put somebody off.
     put_off: Option<Reply>,
     /// Why somebody is left.
@@ -111,7 +112,7 @@ impl Try<'_> {
     fn unsent(&mut self, place: usize, to: &Recipient, unsent: &Unsent) {
         match unsent.verdict(&to.address) {
             Verdict::Refused(reply) if reply.class() == Class::Permanent => {
-                self.failed.push((place, reply));
+                self.failed.push(Refused { place, reply, by_server: false });
             }
             Verdict::Refused(reply) => self.put_off = Some(reply),
             // A change of the account makes it due again.
@@ -124,7 +125,8 @@ impl Try<'_> {
         self.log(&one);
         match &one.verdict {
             Verdict::Refused(reply) if reply.class() == Class::Permanent => {
-                self.failed.push((one.place, reply.clone()));
+                let (place, reply) = (one.place, reply.clone());
+                self.failed.push(Refused { place, reply, by_server: true });
             }
             Verdict::Refused(reply) => self.put_off = Some(reply.clone()),
             Verdict::Accepted | Verdict::NotSent | Verdict::Held | Verdict::InDoubt => {}

@@ -268,8 +268,12 @@ impl Disk {
     /// A new file in `tmp/`, in which there will be so many octets.
     pub(super) fn draft(self: &Arc<Self>, name: &str, octets: u64) -> Result<Draft, SpoolError> {
         let path = self.path(Place::Temporary, name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let file = self.noted("make", &path, file)?;
+        let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return Err(SpoolError::Id(name.into()));
+            }
+            made => self.noted("make", &path, made)?,
+        };
         self.pending.fetch_add(octets, Ordering::Relaxed);
         let (disk, reserved) = (Arc::clone(self), octets);
         Ok(Draft { disk, file, path, crc: 0, octets: 0, reserved, finished: false })

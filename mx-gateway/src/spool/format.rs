@@ -228,10 +228,10 @@ pub(super) fn replay(octets: &[u8], stored: &mut Stored) -> Result<Tail, FormatE
 }
 
 /// A crash leaves the beginning of a record, or room that was never written to, at the very end. A line
-/// that is as long as it says is neither.
+/// that is as long as it says, with its end, is neither.
 fn is_torn(line: &[u8], is_last: bool) -> bool {
     let json = line.get(..8).and_then(hexadecimal).and_then(|length| usize::try_from(length).ok());
-    let is_short = json.is_none_or(|json| line.len() < json.saturating_add(FRAME));
+    let is_short = json.is_none_or(|json| line.len() <= json.saturating_add(FRAME));
     is_last && is_short && line.last() != Some(&b'\n')
 }
 

@@ -15,6 +15,11 @@ use super::*;
 use crate::body::{Body, Limits, Memory};
 use crate::delivery::Introduction;
 
+mod adopted;
+mod broken;
+mod cut;
+mod sick;
+
 /// Our trace header.
 const HEADER: &str = "Received: from client.example by mx.example\r\n";
 
@@ -172,35 +177,6 @@ async fn a_message_leaves_by_removal_alone_and_its_id_is_free_then() {
     for bad in ["", "a/b", "..", "a.b", &"x".repeat(65)] {
         let refused = spool.commit(&envelope(bad), &two(), "", &body).await;
         assert!(matches!(refused, Err(SpoolError::Id(_))), "{bad:?}: {refused:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_message_that_nobody_waits_for_any_more_is_not_kept() {
-    let directory = tempfile::tempdir().unwrap();
-    let (spool, _) = open(directory.path()).await;
-    let (_kept, body) = message(&[b'x'; 200_000]).await;
-    // Each poll goes one step further; then the future is dropped.
-    for polls in 0..40 {
-        {
-            let envelope = envelope("one");
-            let mut commit = Box::pin(spool.commit(&envelope, &[], HEADER, &body));
-            let mut finished = false;
-            for _ in 0..polls {
-                let step = Duration::from_millis(3);
-                finished |= tokio::time::timeout(step, &mut commit).await.is_ok();
-                if finished {
-                    break;
-                }
-            }
-            if finished {
-                return;
-            }
-        }
-        // What was under way comes to its end: the next commit must be able to have the same id.
-        while !names(directory.path(), "tmp").is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
     }
 }
 
