@@ -199,7 +199,8 @@ impl<'a> Delivery<'a> {
         }
         // From here to the last verdict, whatever ends this takes back what is still under way (P5, P6).
         connection.discard_on_drop(true)?;
-        connection.content(header, message, self.cx.rules.delivery_timeout).await?;
+        connection.content(header, message).await?;
+        connection.finish(self.cx.rules.delivery_timeout).await?;
         let mut of_all = None;
         for (at, verdict) in verdicts.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
             let reply = match of_all.take() {

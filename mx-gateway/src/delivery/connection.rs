@@ -1,5 +1,7 @@
 //! An SMTP or LMTP connection to an owner (RFC 5321 §4, RFC 2033), as client.
 
+mod content;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +10,6 @@ use shared::address::{Address, Domain};
 use shared::backend::{BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol};
 use shared::reach::Blame;
 use shared::smtp::command::Mail;
-use shared::smtp::data::DataEncoder;
 use shared::smtp::ehlo::Extensions;
 use shared::smtp::reply::{Class, Reply};
 use shared::smtp::xclient;
@@ -16,7 +17,6 @@ use shared::smtp_client::{self, ReplyError};
 use shared::wire::{ConnectError, Connected, Deadlines, Proxied, Wire, WireError};
 use tokio::time::Instant;
 
-use crate::body::Message;
 use crate::serve::Context;
 
 /// The service closes the connection (RFC 5321 §4.2.2). 221 is the answer to QUIT, but some servers say it
@@ -24,8 +24,6 @@ use crate::serve::Context;
 const FAREWELLS: [u16; 2] = [221, 421];
 /// Longest wait for an owner where nothing depends on its answer, however much it says.
 const BRIEFLY: Duration = Duration::from_secs(5);
-/// Octets of a message that are written at once.
-const SENT_AT_ONCE: usize = 32 * 1024;
 /// Messages over one connection. Servers have limits of their own (Exim 1000, Stalwart 10 by default).
 const MOST_MESSAGES: u32 = 100;
 /// Refused recipients over one connection: Postfix slows down after 10, and hangs up after 20.
@@ -43,6 +41,10 @@ pub struct Connection {
     transactions: u32,
     /// Recipients it has refused.
     refusals: u32,
+    /// The end of the message, which is not sent yet.
+    last: Vec<u8>,
+    /// A refusal that came before the end of the message.
+    early: Option<Reply>,
 }
 
 /// Who we are and for whom we speak.
@@ -119,6 +121,8 @@ impl Connection {
             bound: matches!(identity, Identity::Proxy | Identity::Xclient),
             transactions: 0,
             refusals: 0,
+            last: Vec::new(),
+            early: None,
         };
         let mut connection = trial.judge(connection.greeted(&tls, &introduction.hostname)).await?;
         if *identity == Identity::Xclient {
@@ -200,76 +204,6 @@ impl Connection {
     /// True when a message of that size is more than the owner takes.
     pub fn is_too_large(&self, octets: u64) -> bool {
         self.offered.is_too_large(octets)
-    }
-
-    /// DATA: 354 when the owner is ready for the message.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over, and nothing of the message was sent.
-    pub async fn data(&mut self) -> Result<Reply, DeliveryError> {
-        self.wire.say("DATA\r\n").await?;
-        self.reply().await
-    }
-
-    /// Whether the connection is reset when it is dropped, so that the owner gets nothing more than it has.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over.
-    pub fn discard_on_drop(&mut self, discard: bool) -> Result<(), DeliveryError> {
-        Ok(self.wire.discard_on_drop(discard)?)
-    }
-
-    /// Sends the message and its end. `patience` is the longest wait for a [`Self::verdict`] from here on.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over. The owner has not seen the end of the message unless
-    /// the very last octets failed.
-    pub async fn content(
-        &mut self,
-        header: &str,
-        message: &Message,
-        patience: Duration,
-    ) -> Result<(), DeliveryError> {
-        let mut encoder = DataEncoder::default();
-        let mut reader = message.reader();
-        let (mut content, mut encoded) = (header.as_bytes().to_vec(), Vec::new());
-        loop {
-            encoder.encode(&content, &mut encoded);
-            content.clear();
-            let more = reader.read(&mut content).await.map_err(DeliveryError::Body)?;
-            if !more {
-                break;
-            }
-            if encoded.len() >= SENT_AT_ONCE {
-                self.wire.say(&encoded).await?;
-                encoded.clear();
-            }
-        }
-        encoder.finish(&mut encoded);
-        self.wire.say(&encoded).await?;
-        self.wire.deadlines.read = patience;
-        Ok(())
-    }
-
-    /// The verdict on the message: SMTP's one for all recipients, or LMTP's for the next of those that
-    /// were accepted.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over, and whether the message was taken is unknown.
-    pub async fn verdict(&mut self) -> Result<Reply, DeliveryError> {
-        self.reply().await
-    }
-
-    /// True where one verdict stands for all recipients (SMTP); false where each has its own (RFC 2033).
-    pub fn has_one_verdict(&self) -> bool {
-        match self.protocol {
-            MailProtocol::Smtp => true,
-            MailProtocol::Lmtp => false,
-        }
     }
 
     /// Ends the transaction without a message, and keeps the connection if it can be used again.

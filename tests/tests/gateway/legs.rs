@@ -1,0 +1,125 @@
+//! One connection to an owner: what is sent when, and what the owner can have of it.
+
+use std::net::SocketAddr;
+
+use mx_gateway::body::{Body, Limits, Memory, Message};
+use mx_gateway::delivery::{Connection, DeliveryError, Introduction};
+use shared::address::Address;
+use shared::backend::MailEndpoint;
+use shared::smtp::command::Mail;
+use shared::smtp::path::ReversePath;
+use tests::patience::PATIENCE;
+use tests::sink::Answer;
+
+use super::*;
+
+const HEADER: &str = "Received: from here\r\n";
+
+fn introduction() -> Introduction {
+    Introduction {
+        hostname: "mx.example.org".into(),
+        client: SocketAddr::from(([198, 51, 100, 7], 4711)),
+        local: SocketAddr::from(([192, 0, 2, 1], 25)),
+        helo: "client.example.com".into(),
+        extended: true,
+    }
+}
+
+fn endpoint(sink: &Sink) -> MailEndpoint {
+    sink.configured().mail.expect("a mail endpoint")
+}
+
+fn mail() -> Mail {
+    let from = ReversePath::parse(SENDER).expect("a path");
+    Mail { from, size: None, eight_bit: false }
+}
+
+fn address(text: &str) -> Address {
+    Address::parse(text).expect("an address")
+}
+
+async fn body(octets: &[u8]) -> Result<Message> {
+    let limits = Limits {
+        max_size: 1 << 30,
+        in_memory: 64 * 1024,
+        memory: Memory::new(1 << 20),
+        directory: std::env::temp_dir(),
+    };
+    let mut body = Body::new(limits);
+    body.append(octets.to_vec()).await;
+    body.finish().map_err(|fault| anyhow::anyhow!("{fault:?}"))
+}
+
+/// Messages of all sizes, among them those that are sent at once, and those that are not.
+fn messages() -> Vec<Vec<u8>> {
+    let lines = |count| b".a line that begins with a dot\r\n".repeat(count);
+    vec![Vec::new(), b"\r\n".to_vec(), lines(1), lines(1_000), lines(40_000)]
+}
+
+/// A connection on which ann was accepted and the message is begun.
+async fn ready(sink: &Sink) -> Result<Connection> {
+    let mut connection = Connection::open(&endpoint(sink), &introduction()).await?;
+    let (from, to) = connection.begin(&mail(), &address(ANN)).await?;
+    ensure!(from.code() == 250 && to.is_some_and(|to| to.code() == 250), "{from}");
+    ensure!(connection.data().await?.code() == 354, "no message is taken");
+    Ok(connection)
+}
+
+#[tokio::test]
+async fn an_owner_that_is_left_before_the_last_octets_has_no_message() -> Result<()> {
+    let sink = Sink::start("old", Manners::default()).await?;
+    for (at, message) in messages().iter().enumerate() {
+        let mut connection = ready(&sink).await?;
+        connection.content(HEADER, &body(message).await?).await?;
+        // Nothing is discarded: it gets all that was sent.
+        connection.quit().await;
+        sink.until("the connection is over", |sink| sink.connections()[at].closed).await?;
+        assert!(sink.messages().is_empty(), "{} octets", message.len());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_owner_has_the_whole_message_after_its_last_octets() -> Result<()> {
+    let sink = Sink::start("old", Manners::default()).await?;
+    for (at, message) in messages().iter().enumerate() {
+        let mut connection = ready(&sink).await?;
+        connection.content(HEADER, &body(message).await?).await?;
+        connection.finish(PATIENCE).await?;
+        assert_eq!(connection.verdict().await?.code(), 250);
+        let got = &sink.messages()[at];
+        assert_eq!(got.octets, (HEADER.len() + message.len()) as u64);
+        assert!([HEADER.as_bytes(), message].concat().starts_with(&got.content));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_owner_that_hangs_up_within_the_message_was_not_sent_it() -> Result<()> {
+    let answers = [Answer::Close, Answer::CloseWith("421 4.3.2 Shutting down")];
+    for answer in answers {
+        let sink = Sink::start("old", Manners::default().but("(content)", answer)).await?;
+        let mut connection = ready(&sink).await?;
+        let message = body(&messages()[4]).await?;
+        let sent = connection.content(HEADER, &message).await;
+        assert!(sent.is_err(), "{answer:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refusal_before_the_end_of_the_message_is_the_verdict() -> Result<()> {
+    let refusal = Answer::Say("552 5.3.4 Too much");
+    let sink = Sink::start("old", Manners::default().but("(content)", refusal)).await?;
+    let mut connection = ready(&sink).await?;
+    connection.content(HEADER, &body(&messages()[4]).await?).await?;
+    connection.finish(PATIENCE).await?;
+    assert_eq!(connection.verdict().await?.code(), 552);
+    // Nobody may take the message for accepted before it is there.
+    let early = Answer::Say("250 2.0.0 Ok");
+    let sink = Sink::start("old", Manners::default().but("(content)", early)).await?;
+    let mut connection = ready(&sink).await?;
+    let sent = connection.content(HEADER, &body(&messages()[4]).await?).await;
+    assert!(matches!(sent, Err(DeliveryError::Protocol(_))), "{sent:?}");
+    Ok(())
+}
