@@ -1,7 +1,7 @@
 //! Puts the parts together: a listener and a context for each configured port.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,7 +12,7 @@ use shared::service::{Program, Service, ServiceError};
 use tokio::time::sleep;
 
 use crate::body::Memory;
-use crate::delivery::Pool;
+use crate::delivery::{FirstAnswers, Offers, Pool};
 use crate::serve::{Context, serve};
 
 /// Octets that all messages being received may keep in memory together.
@@ -30,6 +30,10 @@ pub struct Gateway {
     memory: Arc<Memory>,
     temporary: PathBuf,
     bound: Vec<Bound>,
+    /// Backends are asked by it what they offer.
+    asking: Mutex<Lifecycle>,
+    /// Until they have said so for the first time.
+    first: Mutex<Option<FirstAnswers>>,
 }
 
 /// A listener, and what its sessions from now on work with.
@@ -55,15 +59,18 @@ impl Program for Gateway {
         }
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
+        let (asking, offers, first) = ask(&service.lifecycle, &config);
         let mut gateway = Self {
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
             temporary,
             bound: Vec::new(),
+            asking: Mutex::new(asking),
+            first: Mutex::new(Some(first)),
         };
         let pool = gateway.pool();
         for configured in &config.mx.listeners {
-            let context = gateway.context(service, &config, configured, &pool);
+            let context = gateway.context(service, &config, configured, &pool, &offers);
             gateway.bound.push(Bound {
                 configured: configured.clone(),
                 listener: Listener::bind_among(configured, &service.sockets)?,
@@ -73,7 +80,13 @@ impl Program for Gateway {
         Ok(gateway)
     }
 
-    async fn prepare(&self) {}
+    /// Waits until the backends have said what they offer, or have had time to.
+    async fn prepare(&self) {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first {
+            first.known().await;
+        }
+    }
 
     fn serve(&self) {
         for Bound { listener, context, .. } in &self.bound {
@@ -87,12 +100,17 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
+        let (asking, offers, first) = ask(&self.lifecycle, config);
+        // Clients are offered what was known before until all is known that was known then.
+        first.known().await;
         for Bound { configured, listener, context } in &self.bound {
-            context.store(self.context(service, config, configured, &pool));
+            context.store(self.context(service, config, configured, &pool, &offers));
             if let Some(changed) = config.mx.listeners.first() {
                 listener.reload(changed);
             }
         }
+        let mut current = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, asking).stop().cancel();
     }
 }
 
@@ -119,6 +137,7 @@ impl Gateway {
         config: &Config,
         listener: &ListenerConfig,
         pool: &Arc<Pool>,
+        offers: &Arc<Offers>,
     ) -> Arc<Context> {
         let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
         Arc::new(Context {
@@ -129,10 +148,19 @@ impl Gateway {
             implicit_tls: listener.tls == ListenerTls::Implicit,
             ask_timeout: LONGEST_ASK,
             pool: Arc::clone(pool),
+            offers: Arc::clone(offers),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
         })
     }
+}
+
+/// Asks the backends of a configuration what they offer, until the first of what is returned is stopped.
+fn ask(lifecycle: &Lifecycle, config: &Config) -> (Lifecycle, Arc<Offers>, FirstAnswers) {
+    let asking = lifecycle.branch();
+    let offers = Offers::new(&config.backends, config.mx.max_message_size);
+    let first = offers.watch(&asking, &config.backends, config.mx.hostname.as_str());
+    (asking, offers, first)
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

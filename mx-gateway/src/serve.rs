@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
-use crate::delivery::{Introduction, Pool};
+use crate::delivery::{Introduction, Offers, Pool};
 use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
@@ -49,6 +49,8 @@ pub struct Context {
     pub ask_timeout: Duration,
     /// Connections to owners.
     pub pool: Arc<Pool>,
+    /// What owners offer.
+    pub offers: Arc<Offers>,
     /// What messages may keep in memory together.
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
@@ -333,6 +335,7 @@ impl Conversation<'_> {
             local: self.wire.local(),
             helo: helo.map(|helo| helo.name.clone()).unwrap_or_default(),
             extended: helo.is_some_and(|helo| helo.extended),
+            session: self.id.as_str().into(),
         }
     }
 }

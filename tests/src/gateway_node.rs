@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use mx_gateway::body::Memory;
-use mx_gateway::delivery::Pool;
+use mx_gateway::delivery::{Offers, Pool};
 use mx_gateway::serve::{Context, serve};
 use shared::address::Domain;
-use shared::backend::Backend;
+use shared::backend::{Backend, Backends};
 use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, ProxyMode};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
@@ -67,6 +67,8 @@ pub struct GatewayNode {
     pub rows: Rows,
     /// Its tasks.
     pub lifecycle: Lifecycle,
+    /// What its backends were heard to offer.
+    pub offers: Arc<Offers>,
     /// Where it listens.
     pub address: SocketAddr,
     place: Place,
@@ -92,6 +94,9 @@ impl GatewayNode {
         settings: Settings,
     ) -> Result<Self> {
         let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let backends: Vec<Backend> = backends.into_iter().collect();
+        let known: Backends = backends.iter().cloned().collect();
+        let offers = Offers::new(&known, rules.max_message_size);
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -110,13 +115,14 @@ impl GatewayNode {
             implicit_tls,
             ask_timeout,
             pool: Arc::new(Pool::default()),
+            offers: Arc::clone(&offers),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
         });
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)
         });
-        Ok(Self { rows: table, lifecycle, address, place })
+        Ok(Self { rows: table, lifecycle, offers, address, place })
     }
 
     /// A client's connection, greeted.

@@ -2,6 +2,9 @@
 //!
 //! The last octets are sent apart. Until then the owner cannot have taken the message, whatever fails; from
 //! then on, only its answer tells.
+//!
+//! By BDAT (RFC 3030), as one chunk, a message arrives as it is. DATA carries every message that came by
+//! DATA, too; but one that does not end with CR LF gets one there, since there is no end without.
 
 use std::time::Duration;
 
@@ -19,14 +22,26 @@ const SENT_AT_ONCE: usize = 32 * 1024;
 const END: usize = 5;
 
 impl Connection {
-    /// DATA: 354 when the owner is ready for the message.
+    /// Asks whether the message may come: 354 when the owner is ready for it. That is its answer to DATA;
+    /// BDAT does not ask, so there it is our own, unless the owner has said something or hung up meanwhile.
     ///
     /// # Errors
     ///
     /// A [`DeliveryError`]; the connection is over, and nothing of the message was sent.
     pub async fn data(&mut self) -> Result<Reply, DeliveryError> {
+        if self.chunks() {
+            return match self.heard().await? {
+                None => Ok(Reply::bare(354, "Ready")),
+                Some(reply) => Err(DeliveryError::Unwilling(reply)),
+            };
+        }
         self.wire.say("DATA\r\n").await?;
         self.reply().await
+    }
+
+    /// True where messages go by BDAT.
+    fn chunks(&self) -> bool {
+        self.chunking && self.offered.chunking
     }
 
     /// Whether the connection is reset when it is dropped, so that the owner gets nothing more than it has.
@@ -44,6 +59,41 @@ impl Connection {
     ///
     /// A [`DeliveryError`]; the connection is over, and the owner cannot have taken the message.
     pub async fn content(&mut self, header: &str, message: &Message) -> Result<(), DeliveryError> {
+        if self.chunks() {
+            self.chunk(header.as_bytes(), message).await?;
+        } else {
+            self.encoded(header, message).await?;
+        }
+        self.hear_early().await
+    }
+
+    /// One chunk of exactly the octets that BDAT says.
+    async fn chunk(&mut self, header: &[u8], message: &Message) -> Result<(), DeliveryError> {
+        let mut left = message.octets().saturating_add(header.len() as u64);
+        let mut octets = format!("BDAT {left} LAST\r\n").into_bytes();
+        octets.extend_from_slice(header);
+        left = left.saturating_sub(header.len() as u64);
+        let mut reader = message.reader();
+        loop {
+            if octets.len() >= SENT_AT_ONCE {
+                self.send_but(1, &mut octets).await?;
+            }
+            let before = octets.len();
+            if !reader.read(&mut octets).await.map_err(DeliveryError::Body)? {
+                break;
+            }
+            let read = octets.len().saturating_sub(before) as u64;
+            left = left.checked_sub(read).ok_or_else(other_length)?;
+        }
+        if left > 0 {
+            return Err(other_length());
+        }
+        self.send_but(1, &mut octets).await?;
+        self.last = octets;
+        Ok(())
+    }
+
+    async fn encoded(&mut self, header: &str, message: &Message) -> Result<(), DeliveryError> {
         let mut encoder = DataEncoder::default();
         let mut reader = message.reader();
         let (mut content, mut encoded) = (header.as_bytes().to_vec(), Vec::new());
@@ -60,7 +110,7 @@ impl Connection {
         encoder.finish(&mut encoded);
         self.send_but(END, &mut encoded).await?;
         self.last = encoded;
-        self.hear_early().await
+        Ok(())
     }
 
     /// Sends all of `octets` but the last `kept`, which stay there.
@@ -74,11 +124,7 @@ impl Connection {
     /// What the owner says before the message is at its end. A refusal is its verdict, to which it comes
     /// too early; nothing else makes sense.
     async fn hear_early(&mut self) -> Result<(), DeliveryError> {
-        match self.wire.readable().now_or_never() {
-            None => return Ok(()),
-            Some(heard) => heard?,
-        }
-        let reply = self.reply().await?;
+        let Some(reply) = self.heard().await? else { return Ok(()) };
         match reply.class() {
             Class::Permanent | Class::Temporary => {
                 self.early = Some(reply);
@@ -87,6 +133,15 @@ impl Connection {
             Class::Accepted | Class::GoOn => {
                 Err(DeliveryError::Protocol("an answer before the message was at its end"))
             }
+        }
+    }
+
+    /// What the owner has said unasked, if it has.
+    async fn heard(&mut self) -> Result<Option<Reply>, DeliveryError> {
+        match self.wire.readable().now_or_never() {
+            None => Ok(None),
+            Some(Ok(())) => self.reply().await.map(Some),
+            Some(Err(error)) => Err(error.into()),
         }
     }
 
@@ -122,4 +177,10 @@ impl Connection {
             MailProtocol::Lmtp => false,
         }
     }
+}
+
+/// The message is not as long as it says.
+fn other_length() -> DeliveryError {
+    let what = "the message has another length than it had";
+    DeliveryError::Body(std::io::Error::new(std::io::ErrorKind::InvalidData, what))
 }
