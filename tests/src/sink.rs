@@ -554,10 +554,24 @@ async fn say(stream: &mut Stream, line: &str) -> Result<()> {
     Ok(stream.get_mut().flush().await?)
 }
 
-/// The source address of a PROXY header of version 2 for TCP over IPv4.
+/// The source address of a PROXY header of version 1.
+async fn proxy_line(socket: &mut Box<dyn Octets>, mut line: Vec<u8>) -> Result<SocketAddr> {
+    while !line.ends_with(b"\r\n") {
+        line.push(socket.read_u8().await?);
+    }
+    let line = String::from_utf8(line)?;
+    let mut words = line.split_ascii_whitespace().skip(2);
+    let (source, port) = (words.next().context("no source")?, words.nth(1).context("no port")?);
+    Ok(SocketAddr::new(source.parse()?, port.parse()?))
+}
+
+/// The source address of a PROXY header for TCP over IPv4.
 async fn proxy_header(socket: &mut Box<dyn Octets>) -> Result<SocketAddr> {
     let mut head = [0; 16];
     socket.read_exact(&mut head).await?;
+    if head.starts_with(b"PROXY TCP4 ") {
+        return proxy_line(socket, head.to_vec()).await;
+    }
     if head[..12] != *b"\r\n\r\n\0\r\nQUIT\n" {
         bail!("no PROXY header: {head:?}");
     }

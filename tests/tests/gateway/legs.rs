@@ -1,5 +1,9 @@
 //! One connection to an owner: what is sent when, and what the owner can have of it.
 
+mod envelope;
+mod offers;
+mod pool;
+
 use std::net::SocketAddr;
 
 use mx_gateway::body::{Body, Limits, Memory, Message};
@@ -61,6 +65,11 @@ async fn body(octets: &[u8]) -> Result<Message> {
 fn messages() -> Vec<Vec<u8>> {
     let lines = |count| b".a line that begins with a dot\r\n".repeat(count);
     vec![Vec::new(), b"\r\n".to_vec(), lines(1), lines(1_000), lines(40_000)]
+}
+
+/// A message that is not all under way before its owner reads: more than sockets hold.
+fn huge() -> Vec<u8> {
+    b"many of the same line\r\n".repeat(1_500_000)
 }
 
 /// A connection on which ann was accepted and the message is begun.
@@ -191,7 +200,7 @@ async fn an_owner_that_hangs_up_within_the_message_was_not_sent_it() -> Result<(
     for answer in answers {
         let sink = Sink::start("old", Manners::default().but("(content)", answer)).await?;
         let mut connection = ready(&sink).await?;
-        let message = body(&messages()[4]).await?;
+        let message = body(&huge()).await?;
         let sent = connection.content(HEADER, &message).await;
         assert!(sent.is_err(), "{answer:?}");
     }
@@ -203,14 +212,14 @@ async fn a_refusal_before_the_end_of_the_message_is_the_verdict() -> Result<()> 
     let refusal = Answer::Say("552 5.3.4 Too much");
     let sink = Sink::start("old", Manners::default().but("(content)", refusal)).await?;
     let mut connection = ready(&sink).await?;
-    connection.content(HEADER, &body(&messages()[4]).await?).await?;
+    connection.content(HEADER, &body(&huge()).await?).await?;
     connection.finish(PATIENCE).await?;
     assert_eq!(connection.verdict().await?.code(), 552);
     // Nobody may take the message for accepted before it is there.
     let early = Answer::Say("250 2.0.0 Ok");
     let sink = Sink::start("old", Manners::default().but("(content)", early)).await?;
     let mut connection = ready(&sink).await?;
-    let sent = connection.content(HEADER, &body(&messages()[4]).await?).await;
+    let sent = connection.content(HEADER, &body(&huge()).await?).await;
     assert!(matches!(sent, Err(DeliveryError::Protocol(_))), "{sent:?}");
     Ok(())
 }
