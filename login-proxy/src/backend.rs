@@ -18,6 +18,7 @@ use std::time::Duration;
 use shared::address::Domain;
 use shared::backend::{Endpoint, LoginProtocol};
 use shared::credentials::Credentials;
+use shared::probe::Unanswered;
 use shared::proxy_protocol::Extensions;
 use shared::reach::Blame;
 use shared::sasl::Mechanisms;
@@ -139,6 +140,16 @@ pub enum AttachError {
     /// The client did not answer the backend's challenge.
     #[error("the client gave up")]
     Cancelled,
+}
+
+impl Unanswered for AttachError {
+    fn timed_out() -> Self {
+        Self::TimedOut
+    }
+
+    fn is_down(&self) -> bool {
+        matches!(self, Self::Connect(ConnectError::Down { .. }))
+    }
 }
 
 impl Blame for AttachError {

@@ -1,7 +1,7 @@
 //! Puts the parts together: a listener and a context for each configured port.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,7 +12,7 @@ use shared::service::{Program, Service, ServiceError};
 use tokio::time::sleep;
 
 use crate::body::Memory;
-use crate::delivery::Pool;
+use crate::delivery::{FirstAnswers, Offers, Pool};
 use crate::queue::{Queue, Rules};
 use crate::serve::{Context, serve};
 use crate::spool::Spool;
@@ -35,6 +35,10 @@ pub struct Gateway {
     /// What the queue's deliveries work with.
     outbound: Option<Arc<ArcSwap<Context>>>,
     bound: Vec<Bound>,
+    /// Backends are asked by it what they offer.
+    asking: Mutex<Lifecycle>,
+    /// Until they have said so for the first time.
+    first: Mutex<Option<FirstAnswers>>,
 }
 
 /// A listener, and what its sessions from now on work with.
@@ -61,6 +65,7 @@ impl Program for Gateway {
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
         let queue = open_queue(service, &config).await?;
+        let (asking, offers, first) = ask(&service.lifecycle, &config);
         let mut gateway = Self {
             queue,
             outbound: None,
@@ -68,10 +73,12 @@ impl Program for Gateway {
             memory: Memory::new(MEMORY),
             temporary,
             bound: Vec::new(),
+            asking: Mutex::new(asking),
+            first: Mutex::new(Some(first)),
         };
         let pool = gateway.pool();
         for configured in &config.mx.listeners {
-            let context = gateway.context(service, &config, configured, &pool);
+            let context = gateway.context(service, &config, configured, &pool, &offers);
             gateway.outbound.get_or_insert_with(|| Arc::new(ArcSwap::new(Arc::clone(&context))));
             gateway.bound.push(Bound {
                 configured: configured.clone(),
@@ -82,7 +89,13 @@ impl Program for Gateway {
         Ok(gateway)
     }
 
-    async fn prepare(&self) {}
+    /// Waits until the backends have said what they offer, or have had time to.
+    async fn prepare(&self) {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first {
+            first.known().await;
+        }
+    }
 
     fn serve(&self) {
         if let Some(outbound) = &self.outbound {
@@ -100,9 +113,12 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
+        let (asking, offers, first) = ask(&self.lifecycle, config);
+        // Clients are offered what was known before until all is known that was known then.
+        first.known().await;
         self.queue.set_rules(rules(&config.mx));
         for (at, Bound { configured, listener, context }) in self.bound.iter().enumerate() {
-            let changed = self.context(service, config, configured, &pool);
+            let changed = self.context(service, config, configured, &pool, &offers);
             if let Some(outbound) = self.outbound.as_ref().filter(|_| at == 0) {
                 outbound.store(Arc::clone(&changed));
             }
@@ -111,6 +127,8 @@ impl Program for Gateway {
                 listener.reload(changed);
             }
         }
+        let mut current = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, asking).stop().cancel();
     }
 }
 
@@ -137,6 +155,7 @@ impl Gateway {
         config: &Config,
         listener: &ListenerConfig,
         pool: &Arc<Pool>,
+        offers: &Arc<Offers>,
     ) -> Arc<Context> {
         let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
         Arc::new(Context {
@@ -148,6 +167,7 @@ impl Gateway {
             ask_timeout: LONGEST_ASK,
             pool: Arc::clone(pool),
             queue: Some(Arc::clone(&self.queue)),
+            offers: Arc::clone(offers),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
         })
@@ -176,6 +196,14 @@ pub fn rules(config: &MxConfig) -> Rules {
         report_via: queue.report_via.clone(),
         hostname: config.hostname.as_str().into(),
     }
+}
+
+/// Asks the backends of a configuration what they offer, until the first of what is returned is stopped.
+fn ask(lifecycle: &Lifecycle, config: &Config) -> (Lifecycle, Arc<Offers>, FirstAnswers) {
+    let asking = lifecycle.branch();
+    let offers = Offers::new(&config.backends, config.mx.max_message_size);
+    let first = offers.watch(&asking, &config.backends, config.mx.hostname.as_str());
+    (asking, offers, first)
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

@@ -6,6 +6,7 @@
 //! connection is closed, and what it would still say is ignored.
 
 mod connection;
+mod offers;
 mod pool;
 mod round;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::select_all;
 use shared::address::Address;
-use shared::backend::Backend;
+use shared::backend::{Backend, MailEndpoint};
 use shared::ownership::{Owner, Registration};
 use shared::smtp::command::Mail;
 use shared::smtp::reply::{Class, Reply};
@@ -24,6 +25,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{sleep, timeout};
 
 pub use connection::{Connection, DeliveryError, Introduction};
+pub use offers::{FirstAnswers, Offers};
+use pool::Obtained;
 pub use pool::Pool;
 pub use round::{Round, Unsent};
 
@@ -38,12 +41,12 @@ const MOVED: &str = "the account was changed meanwhile";
 /// others it counts, and without it they would get the message twice. A fence waits as long.
 const VERDICT_GRACE: Duration = Duration::from_secs(2);
 
-/// A transaction at one owner, as far as its first recipient.
+/// A transaction at one owner, as far as its first recipients.
 #[expect(clippy::large_enum_variant, reason = "few, and nearly always the large one")]
 #[derive(Debug)]
 pub enum Begun {
-    /// The sender was taken; this is the answer to the recipient.
-    Open(Connection, Reply),
+    /// The sender was taken; these are the answers to the recipients, in their order.
+    Open(Connection, Vec<Reply>),
     /// The sender or the size it declares was not: the answer for every recipient there.
     Refused(Reply),
 }
@@ -59,46 +62,82 @@ pub async fn begin(
     introduction: &Introduction,
     backend: &Backend,
     mail: &Mail,
-    to: &Address,
+    to: &[&Address],
 ) -> Result<Begun, DeliveryError> {
     let endpoint = backend.mail.as_ref().ok_or(DeliveryError::NoEndpoint)?;
-    if let Some(kept) = cx.pool.take(&backend.name) {
-        match begin_on(cx, backend, kept, mail, to).await {
-            Ok(Begun::Refused(reply)) if reply.class() == Class::Temporary => {}
-            Ok(Begun::Open(connection, reply)) if reply.class() == Class::Temporary => {
-                connection.say_goodbye(cx);
+    let (name, patience) = (&backend.name, cx.ask_timeout / 2);
+    let obtained = cx.pool.obtain(name, endpoint, patience).await?;
+    let seat = match obtained {
+        Obtained::Seat(seat) => seat,
+        Obtained::Kept(kept) => {
+            warm(cx, backend, endpoint);
+            match begin_on(cx, introduction, backend, kept, mail, to).await {
+                Ok(Begun::Refused(reply)) if reply.class() == Class::Temporary => {}
+                Ok(Begun::Open(connection, replies)) if is_put_off(&replies) => {
+                    connection.say_goodbye(cx);
+                }
+                Ok(begun) => return Ok(begun),
+                Err(_) => {}
             }
-            Ok(begun) => return Ok(begun),
-            Err(_) => {}
+            cx.pool.seat(name, endpoint, patience).await?
         }
-    }
-    let connection = match Connection::open(endpoint, introduction).await {
+    };
+    let open = || Connection::open(endpoint, &introduction.hostname, Some(introduction.proxied()));
+    let mut connection = match open().await {
         // Another address may be up; if none is, that is known at once.
-        Err(DeliveryError::Connect(ConnectError::WentDown { .. })) => {
-            Connection::open(endpoint, introduction).await?
-        }
+        Err(DeliveryError::Connect(ConnectError::WentDown { .. })) => open().await?,
         opened => opened?,
     };
-    begin_on(cx, backend, connection, mail, to).await
+    connection.occupy(seat);
+    if !connection.is_bound() {
+        cx.offers.note(backend, connection.offered());
+    }
+    warm(cx, backend, endpoint);
+    begin_on(cx, introduction, backend, connection, mail, to).await
+}
+
+/// True when nobody was accepted, and somebody not for good.
+fn is_put_off(replies: &[Reply]) -> bool {
+    replies.iter().all(|reply| reply.class() != Class::Accepted)
+        && replies.iter().any(|reply| reply.class() == Class::Temporary)
 }
 
 async fn begin_on(
     cx: &Context,
+    introduction: &Introduction,
     backend: &Backend,
     mut connection: Connection,
     mail: &Mail,
-    to: &Address,
+    to: &[&Address],
 ) -> Result<Begun, DeliveryError> {
     if mail.size.is_some_and(|octets| connection.is_too_large(octets)) {
         connection.keep(cx, &backend.name);
         return Ok(Begun::Refused(Reply::new(552, (3, 4), "Message too large")));
     }
-    match connection.begin(mail, to).await? {
-        (from, Some(reply)) if from.class() == Class::Accepted => {
-            Ok(Begun::Open(connection, reply))
-        }
-        (from, _) => Ok(Begun::Refused(from)),
+    connection.name_client(introduction).await?;
+    let (from, replies) = connection.begin(introduction, mail, to).await?;
+    if from.class() == Class::Accepted {
+        return Ok(Begun::Open(connection, replies));
     }
+    match from.class() {
+        Class::Permanent => connection.keep(cx, &backend.name),
+        // It may have had its share of messages.
+        Class::Accepted | Class::GoOn | Class::Temporary => connection.say_goodbye(cx),
+    }
+    Ok(Begun::Refused(from))
+}
+
+/// Has connections greeted for the clients to come, where each is for one.
+fn warm(cx: &Context, backend: &Backend, mail: &MailEndpoint) {
+    if !cx.pool.is_cold(&backend.name, mail) {
+        return;
+    }
+    let (pool, offers) = (Arc::clone(&cx.pool), Arc::clone(&cx.offers));
+    let (backend, hostname) = (backend.clone(), cx.rules.hostname.clone());
+    let stop = cx.lifecycle.stop().clone();
+    cx.lifecycle.spawn_chore("warm", async move {
+        stop.run_until_cancelled(pool.warm(&backend, hostname.as_str(), &offers)).await;
+    });
 }
 
 /// A message on its way to one owner.
@@ -324,11 +363,15 @@ impl Delivery {
         &self,
         verdicts: &mut Verdicts,
     ) -> Result<Option<Connection>, DeliveryError> {
-        let Some(first) = self.recipients.first() else { return Ok(None) };
+        let to: Vec<&Address> =
+            self.recipients.iter().map(|recipient| &recipient.address).collect();
+        if to.is_empty() {
+            return Ok(None);
+        }
         let Letter { introduction, mail, .. } = &*self.letter;
-        let begun = begin(&self.cx, introduction, &self.backend, mail, &first.address).await?;
-        let (mut connection, mut reply) = match begun {
-            Begun::Open(connection, reply) => (connection, reply),
+        let begun = begin(&self.cx, introduction, &self.backend, mail, &to).await?;
+        let (connection, replies) = match begun {
+            Begun::Open(connection, replies) => (connection, replies),
             Begun::Refused(reply) => {
                 for (recipient, verdict) in self.open(verdicts) {
                     *verdict = Some(self.refused(recipient, &reply));
@@ -336,14 +379,10 @@ impl Delivery {
                 return Ok(None);
             }
         };
-        for (at, (recipient, verdict)) in
-            self.recipients.iter().zip(verdicts.iter_mut()).enumerate()
-        {
-            if at > 0 {
-                reply = connection.add(&recipient.address).await?;
-            }
+        let answered = self.recipients.iter().zip(&replies).zip(verdicts.iter_mut());
+        for ((recipient, reply), verdict) in answered {
             if reply.class() != Class::Accepted {
-                *verdict = Some(self.refused(recipient, &reply));
+                *verdict = Some(self.refused(recipient, reply));
             }
         }
         if verdicts.iter().any(Option::is_none) {

@@ -21,7 +21,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::custody::{Origin, place_of};
-use crate::delivery::{Introduction, Pool};
+use crate::delivery::{Introduction, Offers, Pool};
 use crate::letter::Letter;
 use crate::queue::Queue;
 use crate::received::{Loops, Trace};
@@ -53,6 +53,8 @@ pub struct Context {
     pub pool: Arc<Pool>,
     /// What cannot be delivered at once. Without one nothing is kept: the sender has to.
     pub queue: Option<Arc<Queue>>,
+    /// What owners offer.
+    pub offers: Arc<Offers>,
     /// What messages may keep in memory together.
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
@@ -329,6 +331,7 @@ impl Conversation<'_> {
             local: self.wire.local(),
             helo: helo.map(|helo| helo.name.clone()).unwrap_or_default(),
             extended: helo.is_some_and(|helo| helo.extended),
+            session: self.id.as_str().into(),
         }
     }
 }

@@ -246,8 +246,11 @@ impl Leg {
                 self.recipients.clear();
             }
         }
-        let (state, reply) = match begin(cx, introduction, &self.backend, mail, to).await? {
-            Begun::Open(connection, reply) => (LegState::Open(connection), reply),
+        let (state, reply) = match begin(cx, introduction, &self.backend, mail, &[to]).await? {
+            Begun::Open(connection, mut replies) => {
+                let reply = replies.pop().ok_or(DeliveryError::Protocol("no answer to RCPT"))?;
+                (LegState::Open(connection), reply)
+            }
             Begun::Refused(reply) => (LegState::Refused(reply.clone()), reply),
         };
         self.state = state;

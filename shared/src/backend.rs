@@ -97,13 +97,19 @@ pub struct SourceAddresses {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Where messages are delivered, and in which protocol.
+/// Where messages are delivered, in which protocol, and over how many connections.
 #[derive(Debug, Clone)]
 pub struct MailEndpoint {
     /// Its address.
     pub endpoint: Endpoint,
     /// SMTP or LMTP.
     pub protocol: MailProtocol,
+    /// Messages are sent by BDAT (RFC 3030) where it is offered.
+    pub chunking: bool,
+    /// Connections that wait for clients, greeted already, where XCLIENT binds each to one client.
+    pub warm: usize,
+    /// Most connections at the same time.
+    pub max_connections: usize,
 }
 
 /// How messages are delivered.
@@ -133,6 +139,8 @@ pub enum Identity {
     None,
     /// SMTP, LMTP, POP3, ManageSieve: the XCLIENT command, only where the backend offers it.
     Xclient,
+    /// SMTP: the XFORWARD command, only where the backend offers it. It logs the client and judges us.
+    Xforward,
     /// IMAP: Dovecot's `ID ("x-originating-ip" …)` from a trusted network.
     DovecotId,
     /// PROXY protocol version 2, before anything else.
@@ -298,6 +306,13 @@ impl SourceAddresses {
             IpAddr::V4(_) => self.v4.map(IpAddr::V4),
             IpAddr::V6(_) => self.v6.map(IpAddr::V6),
         }
+    }
+}
+
+impl MailEndpoint {
+    /// With the configuration's defaults for all else.
+    pub fn new(endpoint: Endpoint, protocol: MailProtocol) -> Self {
+        Self { endpoint, protocol, chunking: true, warm: 4, max_connections: 50 }
     }
 }
 

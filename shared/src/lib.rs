@@ -2,7 +2,7 @@
 //!
 //! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
 //! `sasl`, [`health`]. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`resolver`] and [`reach`]
-//! know where a backend is and whether it is up, [`smtp_client`] hears servers,
+//! know where a backend is and whether it is up, [`probe`] asks it, [`smtp_client`] hears servers,
 //! [`ownership`] knows who owns an account, [`config`] reads the one configuration file, [`lifecycle`]
 //! starts and ends tasks.
 //!
@@ -18,6 +18,7 @@ pub mod health;
 pub mod lifecycle;
 pub mod listener;
 pub mod ownership;
+pub mod probe;
 pub mod proxy_protocol;
 pub mod reach;
 pub mod resolver;

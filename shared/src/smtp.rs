@@ -3,9 +3,11 @@
 //! What the server session and the delivery client have in common. Order of commands is the session's
 //! business, what is done about them its driver's.
 
+pub mod attributes;
 pub mod command;
 pub mod data;
 pub mod ehlo;
 pub mod path;
 pub mod reply;
 pub mod xclient;
+pub mod xforward;

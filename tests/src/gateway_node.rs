@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use mx_gateway::body::Memory;
-use mx_gateway::delivery::Pool;
+use mx_gateway::delivery::{Offers, Pool};
 use mx_gateway::queue::Queue;
 use mx_gateway::serve::{Context, serve};
 use mx_gateway::spool::{Spool, Stored};
 use shared::address::Domain;
-use shared::backend::Backend;
+use shared::backend::{Backend, Backends};
 use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, ProxyMode, QueueConfig};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
@@ -78,6 +78,8 @@ pub struct GatewayNode {
     pub rows: Rows,
     /// Its tasks.
     pub lifecycle: Lifecycle,
+    /// What its backends were heard to offer.
+    pub offers: Arc<Offers>,
     /// Where it listens.
     pub address: SocketAddr,
     /// What it keeps.
@@ -127,6 +129,9 @@ impl GatewayNode {
         opened: Option<(Spool, Vec<Stored>)>,
     ) -> Result<Self> {
         let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let backends: Vec<Backend> = backends.into_iter().collect();
+        let known: Backends = backends.iter().cloned().collect();
+        let offers = Offers::new(&known, rules.max_message_size);
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -150,6 +155,7 @@ impl GatewayNode {
             ask_timeout,
             pool: Arc::new(Pool::default()),
             queue: queue.clone(),
+            offers: Arc::clone(&offers),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
         });
@@ -159,7 +165,7 @@ impl GatewayNode {
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)
         });
-        Ok(Self { rows: table, lifecycle, address, place, queue })
+        Ok(Self { rows: table, lifecycle, offers, address, place, queue })
     }
 
     /// A client's connection, greeted.

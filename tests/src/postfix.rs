@@ -1,4 +1,5 @@
-//! A private Postfix, as an old mail server is: SMTP on loopback, XCLIENT from loopback, virtual mailboxes.
+//! A private Postfix, as an old mail server is: SMTP on loopback, XCLIENT and XFORWARD from loopback, virtual
+//! mailboxes.
 //!
 //! It has its own configuration, queue and data directories. Its master wants root, so the tests run as
 //! root or with `sudo -n`.
@@ -218,6 +219,7 @@ inet_protocols = ipv4
 mynetworks = 127.0.0.0/8
 smtpd_relay_restrictions = {relay}
 smtpd_authorized_xclient_hosts = 127.0.0.1
+smtpd_authorized_xforward_hosts = 127.0.0.1
 smtpd_peername_lookup = no
 smtpd_client_restrictions = {clients}
 unknown_client_reject_code = 550

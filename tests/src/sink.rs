@@ -4,11 +4,12 @@
 //! It has its own reading of message data, so that tests do not check the codec against itself, insists on
 //! the order of commands, and keeps a record of every connection and message.
 
+mod reading;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 use shared::backend::{Backend, BackendName, Endpoint, Host, MailEndpoint, MailProtocol};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,11 +17,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use self::reading::Reading;
 use crate::chat::Octets;
 use crate::patience::PATIENCE;
-
-/// Octets of a message that are kept to look at; beyond that it is counted and hashed only.
-const KEPT: usize = 1024 * 1024;
 
 /// How a sink behaves.
 #[derive(Clone)]
@@ -236,7 +235,15 @@ impl Sink {
         };
         change(&mut endpoint);
         let mut backend = Backend::new(BackendName::parse(self.name).expect("a backend's name"));
-        backend.mail = Some(MailEndpoint { endpoint, protocol: self.protocol });
+        // Tests count connections, so none waits ahead of its use.
+        backend.mail = Some(MailEndpoint { warm: 0, ..MailEndpoint::new(endpoint, self.protocol) });
+        backend
+    }
+
+    /// As the configuration has it, with changes of what is mail's alone.
+    pub fn configured_with(&self, change: impl FnOnce(&mut MailEndpoint)) -> Backend {
+        let mut backend = self.configured();
+        backend.mail.as_mut().map(change);
         backend
     }
 
@@ -314,6 +321,8 @@ type Stream = BufReader<Box<dyn Octets>>;
 struct Transaction {
     mail: String,
     to: Vec<String>,
+    /// What came by BDAT so far.
+    chunks: Vec<u8>,
 }
 
 impl Server {
@@ -351,7 +360,7 @@ impl Server {
                 ("MAIL", None) => {
                     let reply = self.answer(&mut stream, &line, "250 2.1.0 Ok").await?;
                     if reply.starts_with('2') {
-                        transaction = Some(Transaction { mail: line, to: Vec::new() });
+                        transaction = Some(Transaction { mail: line, ..Transaction::default() });
                     }
                 }
                 ("RCPT", Some(open)) => {
@@ -367,6 +376,10 @@ impl Server {
                         let open = transaction.take().unwrap_or_default();
                         self.message(&mut stream, open).await?;
                     }
+                }
+                ("BDAT", open) => self.chunk(&mut stream, &line, open).await?,
+                ("XFORWARD", None) => {
+                    self.answer(&mut stream, &line, "250 2.0.0 Ok").await?;
                 }
                 ("RSET", _) => {
                     transaction = None;
@@ -456,31 +469,43 @@ impl Server {
             stream.fill_buf().await?;
             self.answer(stream, "(content)", "").await?;
         }
-        let mut message =
-            Message { connection: self.number, mail: open.mail, to: open.to, ..Message::default() };
-        let (mut digest, mut in_first_field, mut line) = (Sha256::new(), true, Vec::new());
-        loop {
-            line.clear();
-            // Lines end with CR LF here and nowhere else: a piece without it goes on with the next.
-            while !line.ends_with(b"\r\n") {
-                if stream.read_until(b'\n', &mut line).await? == 0 {
-                    bail!("closed within a message");
-                }
-            }
-            if line == b".\r\n" {
-                break;
-            }
-            let content = line.strip_prefix(b".").unwrap_or(&line);
-            message.octets += content.len() as u64;
-            in_first_field &= message.content.is_empty() || content.starts_with(b"\t");
-            if !in_first_field {
-                digest.update(content);
-            }
-            if message.content.len() < KEPT {
-                message.content.extend_from_slice(content);
-            }
+        let mut reading = Reading::of(self.number, open);
+        reading.dotted(stream).await?;
+        self.verdicts(stream, reading.whole()).await
+    }
+
+    /// Reads one chunk (RFC 3030), and answers it.
+    async fn chunk(
+        &mut self,
+        stream: &mut Stream,
+        line: &str,
+        transaction: &mut Option<Transaction>,
+    ) -> Result<()> {
+        let mut words = line.split(' ').skip(1);
+        let octets: usize = words.next().unwrap_or_default().parse()?;
+        let is_last = words.next().is_some_and(|word| word.eq_ignore_ascii_case("LAST"));
+        if self.manners.answers.iter().any(|(words, _)| *words == "(content)") {
+            stream.fill_buf().await?;
+            self.answer(stream, "(content)", "").await?;
         }
-        message.digest = digest.finalize().into();
+        let mut chunk = vec![0; octets];
+        stream.read_exact(&mut chunk).await.context("closed within a chunk")?;
+        let Some(open) = transaction.as_mut().filter(|open| !open.to.is_empty()) else {
+            return say(stream, "503 5.5.1 Out of order").await;
+        };
+        open.chunks.extend_from_slice(&chunk);
+        if !is_last {
+            return say(stream, "250 2.0.0 Ok").await;
+        }
+        let mut open = transaction.take().unwrap_or_default();
+        let chunks = std::mem::take(&mut open.chunks);
+        let mut reading = Reading::of(self.number, open);
+        chunks.split_inclusive(|octet| *octet == b'\n').for_each(|line| reading.line(line));
+        self.verdicts(stream, reading.whole()).await
+    }
+
+    /// Notes a whole message and answers it.
+    async fn verdicts(&mut self, stream: &mut Stream, message: Message) -> Result<()> {
         let place = {
             let mut messages = self.record.messages.lock().unwrap();
             messages.push(message.clone());
@@ -529,10 +554,24 @@ async fn say(stream: &mut Stream, line: &str) -> Result<()> {
     Ok(stream.get_mut().flush().await?)
 }
 
-/// The source address of a PROXY header of version 2 for TCP over IPv4.
+/// The source address of a PROXY header of version 1.
+async fn proxy_line(socket: &mut Box<dyn Octets>, mut line: Vec<u8>) -> Result<SocketAddr> {
+    while !line.ends_with(b"\r\n") {
+        line.push(socket.read_u8().await?);
+    }
+    let line = String::from_utf8(line)?;
+    let mut words = line.split_ascii_whitespace().skip(2);
+    let (source, port) = (words.next().context("no source")?, words.nth(1).context("no port")?);
+    Ok(SocketAddr::new(source.parse()?, port.parse()?))
+}
+
+/// The source address of a PROXY header for TCP over IPv4.
 async fn proxy_header(socket: &mut Box<dyn Octets>) -> Result<SocketAddr> {
     let mut head = [0; 16];
     socket.read_exact(&mut head).await?;
+    if head.starts_with(b"PROXY TCP4 ") {
+        return proxy_line(socket, head.to_vec()).await;
+    }
     if head[..12] != *b"\r\n\r\n\0\r\nQUIT\n" {
         bail!("no PROXY header: {head:?}");
     }

@@ -74,7 +74,11 @@ pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, Att
     let believes_us = match endpoint.identity {
         Identity::DovecotId if capabilities.has("ID") => believes_us(&mut wire).await?,
         Identity::DovecotId => Some(false),
-        Identity::None | Identity::Xclient | Identity::Proxy | Identity::ProxyV1 => None,
+        Identity::None
+        | Identity::Xclient
+        | Identity::Xforward
+        | Identity::Proxy
+        | Identity::ProxyV1 => None,
     };
     wire.output.push("Q LOGOUT\r\n");
     wire.close().await;

@@ -5,27 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::future::join_all;
 use shared::backend::{Backend, Backends, Endpoint, LoginProtocol};
 use shared::config::Advertised;
-use shared::health::FIRST_PAUSE;
 use shared::lifecycle::Lifecycle;
-use shared::wire::ConnectError;
+use shared::probe::{self, AGAIN, EVERY};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::{CurrentOffer, Offer};
 use crate::backend::{Abilities, AttachError};
 use crate::protocol::Protocol;
 
-/// Between two questions to a backend that answers.
-const EVERY: Duration = Duration::from_mins(1);
-/// Between two questions to one that does not.
-const AGAIN: Duration = Duration::from_secs(10);
-/// How much longer than its time a server is waited for, so that it is seen that the time was over.
-const A_LITTLE: Duration = Duration::from_millis(100);
-/// Longest wait for one answer.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long clients wait at start for the first answers, rather than be told less than there is.
 const AT_START: Duration = Duration::from_secs(2);
 
@@ -128,32 +118,14 @@ impl Said {
             if let Some(answered) = answered.take() {
                 let _ = answered.send(()).await;
             }
-            // Not all nodes at once.
-            rest(endpoint, pause.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+            probe::rest(endpoint, pause).await;
         }
     }
 
-    /// Asks each address, so that each one's health is known (HLT-1). The preferred one of those that answer
-    /// speaks for the backend.
+    /// The abilities, as [`probe::ask`] finds them.
     async fn ask(&self, endpoint: &Endpoint) -> Result<Abilities, AttachError> {
-        let addresses = timeout(PATIENCE, endpoint.each_address()).await;
-        let addresses = addresses.unwrap_or(Err(ConnectError::Timeout(endpoint.shown().into())))?;
-        let until = Instant::now() + PATIENCE.max(endpoint.patience().saturating_add(A_LITTLE));
-        let probes = addresses.iter().map(async |address| {
-            timeout_at(until, (self.protocol.probe)(address, until))
-                .await
-                .unwrap_or(Err(AttachError::TimedOut))
-        });
-        let mut failure = None;
-        for asked in join_all(probes).await {
-            match asked {
-                Ok(abilities) => return Ok(abilities),
-                // Why it went down says more.
-                Err(AttachError::Connect(ConnectError::Down { .. })) if failure.is_some() => {}
-                Err(error) => failure = Some(error),
-            }
-        }
-        Err(failure.unwrap_or(AttachError::TimedOut))
+        let asks = self.protocol.probe;
+        probe::ask(endpoint, |address, until| async move { asks(&address, until).await }).await
     }
 
     /// Notes what a backend says; what changes by it is offered from the next connection on.
@@ -189,21 +161,6 @@ impl Said {
         let all: Vec<_> = backends.values().cloned().collect();
         let offer = (self.protocol.merge)(&all);
         self.current.store(Arc::new(configured(offer, self.protocol.kind, &self.advertised)));
-    }
-}
-
-/// Waits for the time of the next question: after `pause`, or when an address that has failed meanwhile is
-/// worth a look.
-async fn rest(endpoint: &Endpoint, pause: Duration) {
-    let now = Instant::now();
-    let earliest = now + FIRST_PAUSE;
-    loop {
-        let look = endpoint.reach.worth_a_look().map(|at| at.max(earliest));
-        let until = look.map_or(now + pause, |look| look.min(now + pause));
-        tokio::select! {
-            () = sleep_until(until) => return,
-            () = endpoint.reach.trouble() => {}
-        }
     }
 }
 

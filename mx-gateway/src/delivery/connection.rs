@@ -1,22 +1,23 @@
 //! An SMTP or LMTP connection to an owner (RFC 5321 §4, RFC 2033), as client.
 
+mod content;
+mod envelope;
+mod identity;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use shared::address::{Address, Domain};
 use shared::backend::{BackendName, BackendTls, Endpoint, Identity, MailEndpoint, MailProtocol};
+use shared::probe::Unanswered;
 use shared::reach::Blame;
-use shared::smtp::command::Mail;
-use shared::smtp::data::DataEncoder;
 use shared::smtp::ehlo::Extensions;
 use shared::smtp::reply::{Class, Reply};
-use shared::smtp::xclient;
 use shared::smtp_client::{self, ReplyError};
 use shared::wire::{ConnectError, Connected, Deadlines, Proxied, Wire, WireError};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::body::Message;
 use crate::serve::Context;
 
 /// The service closes the connection (RFC 5321 §4.2.2). 221 is the answer to QUIT, but some servers say it
@@ -24,8 +25,6 @@ use crate::serve::Context;
 const FAREWELLS: [u16; 2] = [221, 421];
 /// Longest wait for an owner where nothing depends on its answer, however much it says.
 const BRIEFLY: Duration = Duration::from_secs(5);
-/// Octets of a message that are written at once.
-const SENT_AT_ONCE: usize = 32 * 1024;
 /// Messages over one connection. Servers have limits of their own (Exim 1000, Stalwart 10 by default).
 const MOST_MESSAGES: u32 = 100;
 /// Refused recipients over one connection: Postfix slows down after 10, and hangs up after 20.
@@ -37,14 +36,25 @@ pub struct Connection {
     wire: Wire,
     offered: Extensions,
     protocol: MailProtocol,
+    identity: Identity,
+    /// BDAT may be said.
+    chunking: bool,
     reply_timeout: Duration,
     /// The owner was told of one client, and would take all else for that client's, too.
     bound: bool,
+    /// What was said on it was not heard to its end.
+    over: bool,
     transactions: u32,
+    /// RCPT commands in this transaction.
+    recipients: u32,
     /// Recipients it has refused.
     refusals: u32,
-    /// The piece of a message with which it ends.
+    /// The end of the message, which is not sent yet.
     last: Vec<u8>,
+    /// A refusal that came before the end of the message.
+    early: Option<Reply>,
+    /// It counts as one of the backend's connections by it; none for a probe.
+    seat: Option<OwnedSemaphorePermit>,
 }
 
 /// Who we are and for whom we speak.
@@ -60,6 +70,8 @@ pub struct Introduction {
     pub helo: Box<str>,
     /// It knows extensions.
     pub extended: bool,
+    /// Our name for its session; empty: none.
+    pub session: Box<str>,
 }
 
 /// Why there is no verdict. The message stays with its sender, or is in doubt.
@@ -86,6 +98,9 @@ pub enum DeliveryError {
     /// The configuration has no mail endpoint for the owner.
     #[error("it has no mail endpoint")]
     NoEndpoint,
+    /// All connections that it may have are in use, and none got free in time.
+    #[error("as many connections to it as are allowed are in use")]
+    Busy,
     /// It could not be reached a moment ago, in the same transaction.
     #[error("it could not be reached")]
     Unreachable,
@@ -94,15 +109,23 @@ pub enum DeliveryError {
     TimedOut,
 }
 
+impl Introduction {
+    /// The client for a PROXY header.
+    pub fn proxied(&self) -> Proxied {
+        Proxied { client: self.client, local: self.local }
+    }
+}
+
 impl Connection {
-    /// Connects, secures and introduces.
+    /// Connects, secures, and says who we are; a PROXY header is all that may name a client.
     ///
     /// # Errors
     ///
     /// A [`DeliveryError`].
     pub async fn open(
         mail: &MailEndpoint,
-        introduction: &Introduction,
+        hostname: &str,
+        client: Option<Proxied>,
     ) -> Result<Self, DeliveryError> {
         let Endpoint { reply_timeout, identity, .. } = &mail.endpoint;
         let deadlines = Deadlines {
@@ -110,25 +133,42 @@ impl Connection {
             write: *reply_timeout,
             until: Instant::now().checked_add(reply_timeout.saturating_mul(4)),
         };
-        let proxied = Proxied { client: introduction.client, local: introduction.local };
-        let connected = Wire::connect(&mail.endpoint, Some(proxied), deadlines).await?;
+        let connected = Wire::connect(&mail.endpoint, client, deadlines).await?;
         let Connected { wire, tls, trial } = connected;
         let connection = Self {
             wire,
             offered: Extensions::default(),
             protocol: mail.protocol,
+            identity: *identity,
+            chunking: mail.chunking,
             reply_timeout: *reply_timeout,
-            bound: matches!(identity, Identity::Proxy | Identity::Xclient),
+            bound: matches!(identity, Identity::Proxy | Identity::ProxyV1),
+            over: false,
             transactions: 0,
+            recipients: 0,
             refusals: 0,
             last: Vec::new(),
+            early: None,
+            seat: None,
         };
-        let mut connection = trial.judge(connection.greeted(&tls, &introduction.hostname)).await?;
-        if *identity == Identity::Xclient {
-            connection.name_client(introduction).await?;
-        }
+        let mut connection = trial.judge(connection.greeted(&tls, hostname)).await?;
         connection.wire.deadlines.until = None;
         Ok(connection)
+    }
+
+    /// Counts as one of the backend's connections until it is dropped.
+    pub(super) fn occupy(&mut self, seat: OwnedSemaphorePermit) {
+        self.seat = Some(seat);
+    }
+
+    /// What the owner offered at last.
+    pub fn offered(&self) -> &Extensions {
+        &self.offered
+    }
+
+    /// True when the owner was told of one client, and judges all that follows as that client's.
+    pub fn is_bound(&self) -> bool {
+        self.bound
     }
 
     /// Greeting, EHLO, and STARTTLS where that is configured.
@@ -145,140 +185,6 @@ impl Connection {
             self.hello(hostname).await?;
         }
         Ok(self)
-    }
-
-    /// Begins a transaction with its first recipient: the replies to MAIL and, if that was accepted, to
-    /// RCPT.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over.
-    pub async fn begin(
-        &mut self,
-        mail: &Mail,
-        to: &Address,
-    ) -> Result<(Reply, Option<Reply>), DeliveryError> {
-        self.transactions = self.transactions.saturating_add(1);
-        self.wire.deadlines.read = self.reply_timeout;
-        let mut command = format!("MAIL FROM:{}", mail.from);
-        if let (Some(size), true) = (mail.size, self.offered.takes_size) {
-            command = format!("{command} SIZE={size}");
-        }
-        // Sent as it is where the owner does not say that it takes 8-bit; changing it would break signatures.
-        if mail.eight_bit && self.offered.eight_bit {
-            command.push_str(" BODY=8BITMIME");
-        }
-        command.push_str("\r\n");
-        self.wire.output.push(command);
-        if self.offered.pipelining {
-            self.wire.say(rcpt(to)).await?;
-            let from = self.reply().await?;
-            let to = self.answer_to_rcpt().await?;
-            return Ok((from.clone(), (from.class() == Class::Accepted).then_some(to)));
-        }
-        self.wire.flush().await?;
-        let from = self.reply().await?;
-        if from.class() != Class::Accepted {
-            return Ok((from, None));
-        }
-        self.add(to).await.map(|to| (from, Some(to)))
-    }
-
-    /// Adds a recipient: the reply to its RCPT.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over.
-    pub async fn add(&mut self, to: &Address) -> Result<Reply, DeliveryError> {
-        self.wire.say(rcpt(to)).await?;
-        self.answer_to_rcpt().await
-    }
-
-    async fn answer_to_rcpt(&mut self) -> Result<Reply, DeliveryError> {
-        let reply = self.reply().await?;
-        self.refusals = self.refusals.saturating_add(u32::from(reply.class() != Class::Accepted));
-        Ok(reply)
-    }
-
-    /// True when a message of that size is more than the owner takes.
-    pub fn is_too_large(&self, octets: u64) -> bool {
-        self.offered.is_too_large(octets)
-    }
-
-    /// DATA: 354 when the owner is ready for the message.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over, and nothing of the message was sent.
-    pub async fn data(&mut self) -> Result<Reply, DeliveryError> {
-        self.wire.say("DATA\r\n").await?;
-        self.reply().await
-    }
-
-    /// Whether the connection is reset when it is dropped, so that the owner gets nothing more than it has.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over.
-    pub fn discard_on_drop(&mut self, discard: bool) -> Result<(), DeliveryError> {
-        Ok(self.wire.discard_on_drop(discard)?)
-    }
-
-    /// Sends the message up to its last piece. Until [`Self::finish`] the owner cannot have taken it.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over.
-    pub async fn content(&mut self, header: &str, message: &Message) -> Result<(), DeliveryError> {
-        let mut encoder = DataEncoder::default();
-        let mut reader = message.reader();
-        let (mut content, mut encoded) = (header.as_bytes().to_vec(), Vec::new());
-        loop {
-            encoder.encode(&content, &mut encoded);
-            content.clear();
-            let more = reader.read(&mut content).await.map_err(DeliveryError::Body)?;
-            if !more {
-                break;
-            }
-            if encoded.len() >= SENT_AT_ONCE {
-                self.wire.say(&encoded).await?;
-                encoded.clear();
-            }
-        }
-        encoder.finish(&mut encoded);
-        self.last = encoded;
-        Ok(())
-    }
-
-    /// Sends the last piece of the message. `patience` is the longest wait for a [`Self::verdict`] from here
-    /// on.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over, and whether the owner has the message is unknown.
-    pub async fn finish(&mut self, patience: Duration) -> Result<(), DeliveryError> {
-        let last = std::mem::take(&mut self.last);
-        self.wire.say(&last).await?;
-        self.wire.deadlines.read = patience;
-        Ok(())
-    }
-
-    /// The verdict on the message: SMTP's one for all recipients, or LMTP's for the next of those that
-    /// were accepted.
-    ///
-    /// # Errors
-    ///
-    /// A [`DeliveryError`]; the connection is over, and whether the message was taken is unknown.
-    pub async fn verdict(&mut self) -> Result<Reply, DeliveryError> {
-        self.reply().await
-    }
-
-    /// True where one verdict stands for all recipients (SMTP); false where each has its own (RFC 2033).
-    pub fn has_one_verdict(&self) -> bool {
-        match self.protocol {
-            MailProtocol::Smtp => true,
-            MailProtocol::Lmtp => false,
-        }
     }
 
     /// Ends the transaction without a message, and keeps the connection if it can be used again.
@@ -321,29 +227,8 @@ impl Connection {
 
     /// Servers end or slow down connections with many messages or errors; so it is not come to that.
     fn may_be_kept(&self) -> bool {
-        !self.bound && self.transactions < MOST_MESSAGES && self.refusals < MOST_REFUSALS
-    }
-
-    /// XCLIENT, with what is offered of it. An owner that does not offer it to us takes the mail all the
-    /// same, but judges it by our address: that is for an operator to mend.
-    ///
-    /// What is said in EHLO behind it counts for the client's name, too, so that is said, if it is one.
-    async fn name_client(&mut self, introduction: &Introduction) -> Result<(), DeliveryError> {
-        let Introduction { hostname, client, local, helo, extended } = introduction;
-        let (client, local, extended) = (*client, *local, *extended);
-        let subject = xclient::Subject { client, local, helo, extended, login: None };
-        let commands = xclient::commands(&self.offered, subject);
-        if commands.is_empty() {
-            let peer = self.wire.peer();
-            tracing::warn!(%peer, "the owner offers no XCLIENT, so it takes us for the client");
-            return Ok(());
-        }
-        for command in commands {
-            self.wire.say(command).await?;
-            self.expect(Class::Accepted).await?;
-        }
-        let helo = Domain::parse(helo).ok();
-        self.hello(helo.as_ref().map_or(&**hostname, Domain::as_str)).await
+        let most = self.offered.mail_max.unwrap_or(u32::MAX).min(MOST_MESSAGES);
+        !self.bound && !self.over && self.transactions < most && self.refusals < MOST_REFUSALS
     }
 
     /// EHLO or LHLO, and what is offered in answer.
@@ -397,7 +282,7 @@ impl DeliveryError {
             | Self::NoEndpoint
             | Self::Unreachable
             | Self::TimedOut => true,
-            Self::Body(_) => false,
+            Self::Body(_) | Self::Busy => false,
         }
     }
 }
@@ -417,9 +302,20 @@ impl Blame for DeliveryError {
             | Self::Protocol(_)
             | Self::Body(_)
             | Self::NoEndpoint
+            | Self::Busy
             | Self::Unreachable
             | Self::TimedOut => None,
         }
+    }
+}
+
+impl Unanswered for DeliveryError {
+    fn timed_out() -> Self {
+        Self::TimedOut
+    }
+
+    fn is_down(&self) -> bool {
+        matches!(self, Self::Connect(ConnectError::Down { .. }))
     }
 }
 
@@ -430,8 +326,4 @@ impl From<ReplyError> for DeliveryError {
             ReplyError::Malformed(what) => Self::Protocol(what),
         }
     }
-}
-
-fn rcpt(to: &Address) -> String {
-    format!("RCPT TO:<{to}>\r\n")
 }

@@ -9,7 +9,7 @@ use shared::smtp::reply::{Class, Reply};
 use super::failure::Refused;
 use super::index::{Id, Wait};
 use super::plan::Plan;
-use super::{Content, KeepError, PAUSES, Queue};
+use super::{Content, DOUBT_PAUSE, KeepError, PAUSES, Queue};
 use crate::custody::place_of;
 use crate::delivery::{Round, Settled, Unsent, Warrant};
 use crate::letter::Letter;
@@ -76,6 +76,12 @@ async fn try_once(
         if one.unreachable && !unreachable.contains(&one.backend.name) {
             unreachable.push(one.backend.name.clone());
             wait.backends.push(one.backend.name.clone());
+        }
+        match one.verdict {
+            // Whatever it is that broke may break again.
+            Verdict::NotSent => wait.not_before(Instant::now().checked_add(pause(0))),
+            Verdict::InDoubt => wait.not_before(Instant::now().checked_add(DOUBT_PAUSE)),
+            Verdict::Accepted | Verdict::Refused(_) | Verdict::Held => {}
         }
         try_.settle(one).await;
     }

@@ -50,6 +50,8 @@ struct IntroductionLine {
     local: SocketAddr,
     helo: Text,
     extended: bool,
+    #[serde(default)]
+    session: Text,
 }
 
 /// A recipient.
@@ -188,19 +190,20 @@ fn backend(name: &str) -> Option<BackendName> {
 
 impl IntroductionLine {
     fn of(introduction: &Introduction) -> Self {
-        let Introduction { hostname, client, local, helo, extended } = introduction;
+        let Introduction { hostname, client, local, helo, extended, session } = introduction;
         Self {
             hostname: hostname.clone(),
             client: *client,
             local: *local,
             helo: helo.clone(),
             extended: *extended,
+            session: session.clone(),
         }
     }
 
     fn restore(self) -> Introduction {
-        let Self { hostname, client, local, helo, extended } = self;
-        Introduction { hostname, client, local, helo, extended }
+        let Self { hostname, client, local, helo, extended, session } = self;
+        Introduction { hostname, client, local, helo, extended, session }
     }
 }
 

@@ -39,6 +39,7 @@ fn envelope(id: &str) -> Envelope {
             local: ([198, 51, 100, 1], 25).into(),
             helo: "client.example".into(),
             extended: true,
+            session: "01a2".into(),
         },
         arrived: clock::time(1_795_000_000_123),
         may_report: true,

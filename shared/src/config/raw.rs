@@ -155,6 +155,9 @@ pub(super) struct Endpoint {
     pub(super) connect_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub(super) reply_timeout: Duration,
+    pub(super) chunking: Option<bool>,
+    pub(super) warm: Option<usize>,
+    pub(super) max_connections: Option<usize>,
 }
 
 impl Default for Endpoint {
@@ -176,6 +179,9 @@ impl Default for Endpoint {
             hide_auth_errors: true,
             connect_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_mins(1),
+            chunking: None,
+            warm: None,
+            max_connections: None,
         }
     }
 }
@@ -221,6 +227,7 @@ pub(super) enum BackendTls {
 pub(super) enum Identity {
     None,
     Xclient,
+    Xforward,
     DovecotId,
     Proxy,
     ProxyV1,
@@ -501,6 +508,9 @@ mod tests {
                 host: vec!["127.0.0.1".into()],
                 port: endpoint.port,
                 protocol: endpoint.protocol,
+                chunking: endpoint.protocol.map(|_| true),
+                warm: endpoint.protocol.map(|_| 4),
+                max_connections: endpoint.protocol.map(|_| 50),
                 tls: Some(BackendTls::Plain),
                 ca_file: Some(PathBuf::new()),
                 client_cert_file: Some(PathBuf::new()),
@@ -541,7 +551,8 @@ mod tests {
             let shown = shown.unwrap_or_else(|| panic!("[{section}] is not in the file"));
             for key in error.message().split('`').skip(3).step_by(2) {
                 let nested = REFERENCE.contains(&format!("[{section}.{key}]"));
-                let mail_only = section == "backends.old.imap" && key == "protocol";
+                let mail_only = section == "backends.old.imap"
+                    && ["protocol", "chunking", "warm", "max_connections"].contains(&key);
                 assert!(
                     shown.contains(&format!("{key} =")) || nested || mail_only,
                     "{section}.{key} is not in config/mailshift.toml"

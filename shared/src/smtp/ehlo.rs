@@ -14,8 +14,20 @@ pub struct Extensions {
     pub eight_bit: bool,
     /// STARTTLS (RFC 3207).
     pub starttls: bool,
+    /// DSN (RFC 3461): MAIL and RCPT may have its parameters.
+    pub dsn: bool,
+    /// SMTPUTF8 (RFC 6531).
+    pub smtputf8: bool,
+    /// CHUNKING (RFC 3030): BDAT may be said for DATA.
+    pub chunking: bool,
+    /// LIMITS RCPTMAX (RFC 9422): most RCPT commands in one transaction.
+    pub rcpt_max: Option<u32>,
+    /// LIMITS MAILMAX (RFC 9422): most transactions over one connection.
+    pub mail_max: Option<u32>,
     /// XCLIENT: the attributes that may be sent, in upper case; empty when it is not offered.
     pub xclient: Vec<Box<str>>,
+    /// XFORWARD: the attributes that may be sent, in upper case; empty when it is not offered.
+    pub xforward: Vec<Box<str>>,
 }
 
 impl Extensions {
@@ -31,9 +43,23 @@ impl Extensions {
             "PIPELINING" => self.pipelining = true,
             "8BITMIME" => self.eight_bit = true,
             "STARTTLS" => self.starttls = true,
-            "XCLIENT" => {
-                self.xclient = words.map(|word| word.to_ascii_uppercase().into()).collect();
-            }
+            "DSN" => self.dsn = true,
+            "SMTPUTF8" => self.smtputf8 = true,
+            "CHUNKING" => self.chunking = true,
+            "LIMITS" => words.for_each(|limit| self.limit(limit)),
+            "XCLIENT" => self.xclient = words.map(upper).collect(),
+            "XFORWARD" => self.xforward = words.map(upper).collect(),
+            _ => {}
+        }
+    }
+
+    /// One limit, such as `RCPTMAX=100`. What has no sense is no limit (RFC 9422 §3), and 0 has none.
+    fn limit(&mut self, limit: &str) {
+        let Some((name, value)) = limit.split_once('=') else { return };
+        let Some(value) = value.parse().ok().filter(|value| *value > 0) else { return };
+        match name.to_ascii_uppercase().as_str() {
+            "RCPTMAX" => self.rcpt_max = Some(value),
+            "MAILMAX" => self.mail_max = Some(value),
             _ => {}
         }
     }
@@ -47,6 +73,15 @@ impl Extensions {
     pub fn takes_xclient(&self, attribute: &str) -> bool {
         self.xclient.iter().any(|offered| **offered == *attribute)
     }
+
+    /// True when the XFORWARD attribute may be sent.
+    pub fn takes_xforward(&self, attribute: &str) -> bool {
+        self.xforward.iter().any(|offered| **offered == *attribute)
+    }
+}
+
+fn upper(word: &str) -> Box<str> {
+    word.to_ascii_uppercase().into()
 }
 
 #[cfg(test)]
@@ -62,6 +97,17 @@ mod tests {
         assert!(offered.pipelining && offered.eight_bit && !offered.starttls);
         assert!(offered.is_too_large(1001) && !offered.is_too_large(1000));
         assert!(offered.takes_xclient("ADDR") && !offered.takes_xclient("LOGIN"));
+    }
+
+    #[test]
+    fn limits_are_read_as_far_as_they_make_sense() {
+        let mut offered = Extensions::default();
+        offered.add(
+            "limits rcptmax=100 MAILMAX=0 RCPTDOMAINMAX=1 SPEED RCPTMAX=x MAILMAX=99999999999",
+        );
+        assert_eq!((offered.rcpt_max, offered.mail_max), (Some(100), None));
+        offered.add("LIMITS MAILMAX=10");
+        assert_eq!((offered.rcpt_max, offered.mail_max), (Some(100), Some(10)));
     }
 
     #[test]

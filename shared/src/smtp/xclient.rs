@@ -3,16 +3,12 @@
 //! Only attributes that are offered are sent: Postfix refuses the whole command for one that it does not
 //! know. LOGIN is never sent: it would make the client an authenticated one.
 
-use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
+use super::attributes::{self, address, port};
 use super::ehlo::Extensions;
 use crate::address::Domain;
 
-/// Longest command in octets with its line end: Postfix takes no more.
-pub const MAX_LINE: usize = 512;
-/// Longest value in octets, encoded: what does not fit beside the command is left out.
-const MAX_VALUE: usize = 255;
 /// What is said of a name that was not looked up: better than our own. `[UNAVAILABLE]` would say that the
 /// client has none for good, and a server may refuse such clients for good (`unknown_client_reject_code =
 /// 550`); on this, Postfix's `reject_unknown_client_hostname` and its like can do no more than defer (450).
@@ -69,60 +65,13 @@ pub fn commands(offered: &Extensions, subject: Subject<'_>) -> Vec<String> {
         ("DESTPORT", port(local)),
         ("ADDR", Some(address(client.ip()))),
     ];
-    let mut commands = Vec::new();
-    let mut command = String::new();
-    for (name, value) in attributes {
-        let Some(value) = value.filter(|_| offered.takes_xclient(name)) else { continue };
-        let value = xtext(&value);
-        if value.len() > MAX_VALUE {
-            continue;
-        }
-        let attribute = format!(" {name}={value}");
-        let octets = command.len().saturating_add(attribute.len()).saturating_add(2);
-        if !command.is_empty() && octets > MAX_LINE {
-            commands.push(std::mem::take(&mut command) + "\r\n");
-        }
-        if command.is_empty() {
-            command.push_str("XCLIENT");
-        }
-        command.push_str(&attribute);
-    }
-    commands.push(command + "\r\n");
-    commands
-}
-
-/// A port that is not known is 0, which Dovecot takes for an error.
-fn port(address: SocketAddr) -> Option<String> {
-    (address.port() != 0).then(|| address.port().to_string())
-}
-
-fn address(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => format!("IPV6:{v6}"),
-    }
-}
-
-/// Printable ASCII as it is, all else as `+XX` (RFC 3461 §4).
-fn xtext(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for octet in text.bytes() {
-        match octet {
-            b'+' | b'=' => {}
-            b'!'..=b'~' => {
-                encoded.push(char::from(octet));
-                continue;
-            }
-            _ => {}
-        }
-        // Writing to a String does not fail.
-        let _ = write!(encoded, "+{octet:02X}");
-    }
-    encoded
+    let offered = attributes.into_iter().filter(|(name, _)| offered.takes_xclient(name));
+    attributes::commands("XCLIENT", offered)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::attributes::MAX_LINE;
     use super::*;
 
     const POSTFIX: &str = "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR DESTPORT";
@@ -195,10 +144,5 @@ mod tests {
             assert!(lines.iter().all(|line| line.len() <= MAX_LINE), "{lines:?}");
             assert!(lines.last().unwrap().ends_with(" ADDR=IPV6:2001:db8::7\r\n"), "{lines:?}");
         }
-    }
-
-    #[test]
-    fn a_value_cannot_end_its_attribute_or_its_line() {
-        assert_eq!(xtext("a b\r\n=+é"), "a+20b+0D+0A+3D+2B+C3+A9");
     }
 }

@@ -198,7 +198,7 @@ impl Wire {
                     wire.say(proxy_protocol::encode(client, extensions)).await?;
                 }
                 Identity::ProxyV1 => wire.say(proxy_protocol::encode_v1(client)).await?,
-                Identity::None | Identity::Xclient | Identity::DovecotId => {}
+                Identity::None | Identity::Xclient | Identity::Xforward | Identity::DovecotId => {}
             }
             match &tls {
                 BackendTls::Implicit(config, name) => {

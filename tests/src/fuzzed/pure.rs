@@ -10,11 +10,13 @@ use shared::sasl::{
     Mechanism, decode_base64, decode_bearer, decode_plain, decode_scram, encode_base64,
     encode_bearer, encode_plain, names_in_token,
 };
+use shared::smtp::attributes;
 use shared::smtp::command::{self, Command, Mail};
 use shared::smtp::ehlo::Extensions as Offered;
 use shared::smtp::path::{self, ForwardPath, ReversePath};
 use shared::smtp::reply::{Reply, ReplyLine};
 use shared::smtp::xclient::{self, Login, Subject};
+use shared::smtp::xforward;
 
 /// A line of a client, and of a server.
 pub(super) fn smtp_command(octets: &[u8]) {
@@ -44,15 +46,18 @@ fn one_line(text: &str) {
     assert!(!text.contains(['\r', '\n', '\0']), "{text:?}");
 }
 
-/// A client's name in XCLIENT is one word of one command.
+/// A client's name in XCLIENT and XFORWARD is one word of one command.
 fn told(helo: &str) {
     let mut offered = Offered::default();
     offered.add("XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT SESSION TTL");
+    offered.add("XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE");
     let client = ([192, 0, 2, 7], 4711).into();
     let login = Some(Login { session: "s", ttl: 3, secured: true });
     let subject = Subject { client, local: client, helo, extended: true, login };
-    for line in xclient::commands(&offered, subject) {
-        assert!(line.len() <= xclient::MAX_LINE);
+    let forwarded = xforward::Subject { client, helo, extended: true, session: "s" };
+    let told = xclient::commands(&offered, subject).into_iter();
+    for line in told.chain(xforward::commands(&offered, forwarded)) {
+        assert!(line.len() <= attributes::MAX_LINE);
         let line = line.strip_suffix("\r\n").expect("a line end");
         one_line(line);
         assert!(line.split(' ').skip(1).all(|word| word.split('=').count() == 2), "{line}");

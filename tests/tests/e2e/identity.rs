@@ -99,3 +99,29 @@ async fn postfix_never_refuses_a_client_for_good_whose_name_we_did_not_look_up()
     let reply = node.recipient(ANN).await.unwrap();
     assert_eq!(reply.code, 450, "{reply}");
 }
+
+#[tokio::test]
+async fn postfix_logs_the_client_of_each_message_by_xforward_and_judges_us() {
+    let lab = Lab::start(Engine::Sqlite).await.unwrap();
+    let postfix = Postfix::start(postfix::Options {
+        domain: "example.org".to_owned(),
+        recipients: ACCOUNTS.map(str::to_owned).to_vec(),
+        delivery: Delivery::Maildirs,
+        wants_names: false,
+        sasl: None,
+    })
+    .await
+    .unwrap();
+    let mut options = lab.options("node1");
+    let old = node::postfix("old", &postfix, &lab.old).replace("\"xclient\"", "\"xforward\"");
+    options.backends = old + &node::dovecot("new", &lab.new);
+    let node = Node::start(&options, &lab.ca).await.unwrap();
+    for source in [CLIENT, "127.0.0.10"] {
+        let mut smtp = Smtp::connect_from(source.parse().unwrap(), node.smtp()).await.unwrap();
+        let reply = smtp.send("sender@example.com", &[ANN], &message("logged")).await.unwrap();
+        assert_eq!(reply.code, 250, "{reply}");
+        let client = format!("orig_client=unknown[{source}]");
+        let line = postfix.logged(&["client=", "[127.0.0.1]", &client]).await.unwrap();
+        assert!(line.contains("orig_queue_id="), "{line}");
+    }
+}

@@ -92,9 +92,9 @@ async fn nobody_but_the_configured_owner_is_told() -> Result<()> {
 
 #[tokio::test]
 async fn a_connection_that_named_one_client_serves_no_other() -> Result<()> {
-    for identity in [Identity::Xclient, Identity::Proxy] {
+    for identity in [Identity::Xclient, Identity::Proxy, Identity::ProxyV1] {
         let mut manners = xclient_manners(XCLIENT);
-        manners.proxied = identity == Identity::Proxy;
+        manners.proxied = identity != Identity::Xclient;
         let (old, node) = telling(manners, identity).await?;
         for client in ["198.51.100.7", "198.51.100.8"] {
             send_as(&node, client).await?;

@@ -8,6 +8,7 @@ mod faults;
 mod flips;
 mod health;
 mod identity;
+mod legs;
 mod outcomes;
 mod queue;
 mod routing;

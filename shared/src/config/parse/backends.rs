@@ -104,8 +104,15 @@ impl Parser<'_, '_> {
         protocol: LoginProtocol,
         endpoint: &raw::Endpoint,
     ) -> Option<Endpoint> {
-        if endpoint.protocol.is_some() {
-            self.problems.note(&format!("{key}.protocol"), "is for mail only");
+        for (name, given) in [
+            ("protocol", endpoint.protocol.is_some()),
+            ("chunking", endpoint.chunking.is_some()),
+            ("warm", endpoint.warm.is_some()),
+            ("max_connections", endpoint.max_connections.is_some()),
+        ] {
+            if given {
+                self.problems.note(&format!("{key}.{name}"), "is for mail only");
+            }
         }
         let (port, implicit_port) = match protocol {
             LoginProtocol::Imap => (143, 993),
@@ -119,9 +126,10 @@ impl Parser<'_, '_> {
                 (Identity::Xclient, Identity::DovecotId)
             }
         };
+        let wrong = [wrong, Identity::Xforward];
         let rules = EndpointRules { port, implicit_port, identity, credentials: true };
         let endpoint = self.endpoint(key, endpoint, rules)?;
-        if endpoint.identity == wrong {
+        if wrong.contains(&endpoint.identity) {
             let message = "IMAP has \"dovecot-id\", the other protocols have \"xclient\"; all have \
                            \"proxy\" and \"none\"";
             self.problems.note(&format!("{key}.identity"), message);
@@ -142,10 +150,24 @@ impl Parser<'_, '_> {
             EndpointRules { port, implicit_port, identity: Identity::None, credentials: false };
         let endpoint = self.endpoint(key, mail, rules)?;
         if endpoint.identity == Identity::DovecotId {
-            let message = "\"dovecot-id\" is for IMAP; mail has \"xclient\", \"proxy\" or \"none\"";
+            let message = "\"dovecot-id\" is for IMAP; mail has \"xclient\", \"xforward\", \"proxy\" or \
+                           \"none\"";
             self.problems.note(&format!("{key}.identity"), message);
         }
-        Some(MailEndpoint { endpoint, protocol })
+        if mail.warm.is_some() && endpoint.identity != Identity::Xclient {
+            self.problems.note(&format!("{key}.warm"), "is for identity = \"xclient\"");
+        }
+        if mail.max_connections == Some(0) {
+            let message = "has to be at least 1, or nothing is delivered there";
+            self.problems.note(&format!("{key}.max_connections"), message);
+        }
+        let default = MailEndpoint::new(endpoint, protocol);
+        Some(MailEndpoint {
+            chunking: mail.chunking.unwrap_or(default.chunking),
+            warm: mail.warm.unwrap_or(default.warm),
+            max_connections: mail.max_connections.unwrap_or(default.max_connections),
+            ..default
+        })
     }
 
     fn endpoint(
@@ -374,6 +396,7 @@ impl From<raw::Identity> for Identity {
         match identity {
             raw::Identity::None => Self::None,
             raw::Identity::Xclient => Self::Xclient,
+            raw::Identity::Xforward => Self::Xforward,
             raw::Identity::DovecotId => Self::DovecotId,
             raw::Identity::Proxy => Self::Proxy,
             raw::Identity::ProxyV1 => Self::ProxyV1,
