@@ -10,7 +10,8 @@ use shared::config::MxConfig;
 use shared::lifecycle::Lifecycle;
 use shared::listener::Accepted;
 use shared::ownership::{Epoch, Owner, Ownership};
-use shared::smtp::path::{ForwardPath, ReversePath};
+use shared::smtp::command::Rcpt;
+use shared::smtp::path::ReversePath;
 use shared::smtp::reply::{Class, Reply};
 use shared::wire::{Deadlines, Wire, WireError};
 use socket2::SockRef;
@@ -138,10 +139,10 @@ impl Conversation<'_> {
                     self.transaction = Some(Transaction::new(mail));
                     Reply::new(250, (1, 0), "Sender ok")
                 }
-                Event::Rcpt(path) => {
+                Event::Rcpt(rcpt) => {
                     // An owner may take its time; what is answered already must not wait for it.
                     self.wire.flush().await?;
-                    self.rcpt(path).await
+                    self.rcpt(rcpt).await
                 }
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
@@ -201,13 +202,13 @@ impl Conversation<'_> {
         driven
     }
 
-    async fn rcpt(&mut self, path: ForwardPath) -> Reply {
+    async fn rcpt(&mut self, rcpt: Rcpt) -> Reply {
         let Some(mut transaction) = self.transaction.take() else {
             return Reply::new(503, (5, 1), "Say MAIL first");
         };
         let began = Instant::now();
         let introduction = self.introduction();
-        let answer = transaction.add(self.cx, &introduction, path).await;
+        let answer = transaction.add(self.cx, &introduction, rcpt.path).await;
         if answer.reply.class() != Class::Accepted {
             self.record_refusal(&transaction.mail().from, &answer, began);
         }
@@ -257,8 +258,7 @@ impl Conversation<'_> {
         let from = transaction.mail().from.clone();
         let introduction = self.introduction();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
-        let verdicts =
-            transaction.deliver(self.cx, &introduction, &header, message, &record).await;
+        let verdicts = transaction.deliver(self.cx, &introduction, &header, message, &record).await;
         outcome::reply(&verdicts, &id)
     }
 

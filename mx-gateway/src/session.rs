@@ -5,9 +5,9 @@
 //! looked at, so pipelined commands (RFC 2920) are answered in their order by construction.
 
 use shared::dialogue::{Dialogue, Input, LineEnding, Output, Step, Violation};
-use shared::smtp::command::{self, Command, MAX_LINE, Mail};
+use shared::smtp::command::{self, Command, MAX_LINE, Mail, Rcpt};
 use shared::smtp::data::DataDecoder;
-use shared::smtp::path::ForwardPath;
+use shared::smtp::parameters::Takes;
 use shared::smtp::reply::{Class, Reply};
 
 /// Wrong commands before a client is sent away.
@@ -60,7 +60,7 @@ pub enum Event {
     /// MAIL: begin a transaction.
     Mail(Mail),
     /// RCPT: may it be delivered?
-    Rcpt(ForwardPath),
+    Rcpt(Rcpt),
     /// DATA: 354, or why not.
     Data,
     /// Some of the message, dots removed. Nothing is answered.
@@ -190,13 +190,18 @@ impl Session {
         }
     }
 
+    /// The parameters that may be given now.
+    fn takes(&self) -> Takes {
+        Takes { size: true, eight_bit: true, smtputf8: false, dsn: false }
+    }
+
     fn command(
         &mut self,
         line: &[u8],
         input: &Input,
         out: &mut Output,
     ) -> Result<Option<Step<Event>>, Violation> {
-        let command = match command::parse(line) {
+        let command = match command::parse(line, self.takes()) {
             Ok(command) => command,
             Err(refusal) => return self.bad(&refusal, line, out).map(|()| None),
         };
@@ -286,11 +291,7 @@ impl Session {
         self.bad(&refusal, b"MAIL", out).map(|()| None)
     }
 
-    fn rcpt(
-        &mut self,
-        to: ForwardPath,
-        out: &mut Output,
-    ) -> Result<Option<Step<Event>>, Violation> {
+    fn rcpt(&mut self, to: Rcpt, out: &mut Output) -> Result<Option<Step<Event>>, Violation> {
         let State::Open(named) = self.state else {
             return self
                 .bad(&Reply::new(503, (5, 1), "Say MAIL first"), b"RCPT", out)

@@ -5,7 +5,10 @@
 
 pub mod command;
 pub mod data;
+pub mod dsn;
 pub mod ehlo;
+pub mod parameters;
 pub mod path;
 pub mod reply;
 pub mod xclient;
+pub mod xtext;

@@ -6,6 +6,7 @@
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::sasl::{Mechanism, Mechanisms, decode_base64, encode_base64};
 use shared::smtp::command::{self, Command, MAX_LINE};
+use shared::smtp::parameters::Takes;
 use shared::smtp::reply::Reply;
 
 use super::forwarded;
@@ -116,7 +117,7 @@ impl SubmissionFront {
             b"BDAT" => return self.chunk(argument, out),
             _ => {}
         }
-        match command::parse(line) {
+        match command::parse(line, Takes::NONE) {
             Ok(Command::Noop) => say(out, &Reply::new(250, (0, 0), "Ok")),
             Ok(Command::Rset) => say(out, &Reply::new(250, (0, 0), "Ok")),
             Ok(Command::Help) => say(out, &Reply::new(214, (0, 0), "RFC 6409")),

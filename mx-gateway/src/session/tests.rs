@@ -1,6 +1,8 @@
 //! What a client says and hears. Each conversation is cut at every octet: the cut must not matter. Longer
 //! ones are `tests/chats/smtp`.
 
+use shared::smtp::path::ForwardPath;
+
 use super::*;
 
 fn terms() -> Terms {
@@ -61,13 +63,11 @@ fn drive(session: &mut Session, input: &mut Input, out: &mut Output) -> Option<S
 fn answer(session: &mut Session, event: &Event, out: &mut Output) {
     let reply = match event {
         Event::Mail(mail) => Reply::new(250, (1, 0), format!("{} ok", mail.from)),
-        Event::Rcpt(ForwardPath::Mailbox(to)) if to.local() == "ann" => {
-            Reply::new(250, (1, 5), "ok")
-        }
-        Event::Rcpt(ForwardPath::Mailbox(to)) if to.local() == "held" => {
-            Reply::new(451, (3, 2), "later")
-        }
-        Event::Rcpt(_) => Reply::new(550, (1, 1), "unknown"),
+        Event::Rcpt(rcpt) => match &rcpt.path {
+            ForwardPath::Mailbox(to) if to.local() == "ann" => Reply::new(250, (1, 5), "ok"),
+            ForwardPath::Mailbox(to) if to.local() == "held" => Reply::new(451, (3, 2), "later"),
+            ForwardPath::Mailbox(_) | ForwardPath::Postmaster => Reply::new(550, (1, 1), "unknown"),
+        },
         Event::Data => Reply::bare(354, "go on"),
         Event::EndOfData { flawed } => {
             if *flawed {

@@ -111,13 +111,15 @@ impl Played {
         let reply = match &event {
             Event::Body(octets) => return self.body.extend(octets),
             Event::Mail(mail) => Reply::new(250, (1, 0), format!("{} ok", mail.from)),
-            Event::Rcpt(ForwardPath::Mailbox(to)) => match to.local() {
-                "held" => Reply::new(451, (3, 2), "later"),
-                "busy" => Reply::new(421, (3, 2), "bye"),
-                "nobody" => Reply::new(550, (1, 1), "unknown"),
-                _ => Reply::new(250, (1, 5), "ok"),
+            Event::Rcpt(rcpt) => match &rcpt.path {
+                ForwardPath::Postmaster => Reply::new(250, (1, 5), "ok"),
+                ForwardPath::Mailbox(to) => match to.local() {
+                    "held" => Reply::new(451, (3, 2), "later"),
+                    "busy" => Reply::new(421, (3, 2), "bye"),
+                    "nobody" => Reply::new(550, (1, 1), "unknown"),
+                    _ => Reply::new(250, (1, 5), "ok"),
+                },
             },
-            Event::Rcpt(ForwardPath::Postmaster) => Reply::new(250, (1, 5), "ok"),
             Event::Data => {
                 self.hasty |= self.is_ahead();
                 Reply::bare(354, "go on")

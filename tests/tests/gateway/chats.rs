@@ -9,6 +9,7 @@ use mx_gateway::session::{Event, Session, Terms};
 use shared::address::Address;
 use shared::dialogue::Output;
 use shared::ownership::Refusal;
+use shared::smtp::command::Rcpt;
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::Reply;
 use tests::chat::{Octets, Prompter, Script, escape};
@@ -85,8 +86,15 @@ impl Prompter for Driver {
                     if mail.eight_bit { " 8BITMIME" } else { "" }
                 )
             }
-            Event::Rcpt(ForwardPath::Mailbox(to)) => format!("Rcpt(<{to}>)"),
-            Event::Rcpt(ForwardPath::Postmaster) => "Rcpt(<postmaster>)".to_owned(),
+            Event::Rcpt(Rcpt { path, notify, orcpt }) => {
+                let to = match path {
+                    ForwardPath::Mailbox(to) => to.to_string(),
+                    ForwardPath::Postmaster => "postmaster".to_owned(),
+                };
+                let notify = notify.as_ref().map(|n| format!(" NOTIFY={n}")).unwrap_or_default();
+                let orcpt = orcpt.as_ref().map(|o| format!(" ORCPT={o}")).unwrap_or_default();
+                format!("Rcpt(<{to}>{notify}{orcpt})")
+            }
             Event::EndOfData { flawed: true } => "EndOfData(flawed)".to_owned(),
             Event::EndOfData { flawed: false } => format!("EndOfData({})", escape(&self.content)),
             Event::Data | Event::Body(_) | Event::Reset => return None,
@@ -102,7 +110,7 @@ impl Prompter for Driver {
     ) {
         let reply = match event {
             Event::Mail(_) => Reply::new(250, (1, 0), "Sender ok"),
-            Event::Rcpt(path) => Self::rcpt(&path),
+            Event::Rcpt(rcpt) => Self::rcpt(&rcpt.path),
             Event::Data => Reply::bare(354, "End data with <CR><LF>.<CR><LF>"),
             Event::Body(octets) => return self.content.extend(octets),
             Event::EndOfData { flawed } => {
