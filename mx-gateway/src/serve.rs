@@ -1,18 +1,20 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::address::Address;
-use shared::config::MxConfig;
+use shared::config::{MxConfig, MxKind};
 use shared::lifecycle::Lifecycle;
-use shared::listener::Accepted;
+use shared::listener::{Accepted, Seat, network};
 use shared::ownership::{Epoch, Owner, Ownership};
 use shared::smtp::command::Rcpt;
 use shared::smtp::path::ReversePath;
 use shared::smtp::reply::{Class, Reply};
+use shared::smtp::xclient::Told;
 use shared::wire::{Deadlines, Wire, WireError};
 use socket2::SockRef;
 use time::OffsetDateTime;
@@ -24,7 +26,7 @@ use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::delivery::{Introduction, Pool};
 use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
-use crate::session::{Event, Session, Terms};
+use crate::session::{Event, Protocol, Session, Terms};
 use crate::transaction::{Answer, Delivered, Transaction};
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
@@ -46,6 +48,8 @@ pub struct Context {
     pub tls: Option<Arc<ServerConfig>>,
     /// TLS from the first octet.
     pub implicit_tls: bool,
+    /// What is spoken, and with whom.
+    pub kind: MxKind,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
     /// Connections to owners.
@@ -67,6 +71,10 @@ struct Conversation<'a> {
     cx: &'a Context,
     id: String,
     wire: Wire,
+    /// The client's place among the connections.
+    seat: Seat,
+    /// The client's name by the DNS, where a trusted peer has told it.
+    name: Option<Box<str>>,
     session: Session,
     transaction: Option<Transaction>,
     incoming: Option<Incoming>,
@@ -83,6 +91,25 @@ impl Context {
     }
 }
 
+impl Context {
+    /// What is offered to a peer.
+    fn terms(&self, peer: IpAddr) -> Terms {
+        Terms {
+            hostname: self.rules.hostname.as_str().into(),
+            protocol: match self.kind {
+                MxKind::Smtp => Protocol::Smtp,
+                MxKind::Lmtp => Protocol::Lmtp,
+            },
+            max_size: self.rules.max_message_size,
+            starttls: self.tls.is_some() && !self.implicit_tls,
+            dsn: false,
+            smtputf8: false,
+            chunking: true,
+            trusted: self.rules.is_trusted(peer),
+        }
+    }
+}
+
 /// Speaks with one client until it is gone.
 pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let id = uuid::Uuid::now_v7().simple().to_string();
@@ -92,11 +119,10 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let early = !cx.implicit_tls && has_spoken(&accepted.socket);
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
-    match converse(&cx, &id, wire, early).await {
+    match converse(&cx, &id, wire, accepted.seat, early).await {
         Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
-    drop(accepted.seat);
 }
 
 /// True when a client did not wait for the greeting. Asked of the socket itself, since the runtime may
@@ -106,7 +132,13 @@ fn has_spoken(socket: &TcpStream) -> bool {
     SockRef::from(socket).peek(&mut octet).is_ok_and(|count| count > 0)
 }
 
-async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result<(), WireError> {
+async fn converse(
+    cx: &Context,
+    id: &str,
+    mut wire: Wire,
+    seat: Seat,
+    early: bool,
+) -> Result<(), WireError> {
     if let Some(tls) = &cx.tls {
         if cx.implicit_tls {
             wire.accept_tls(Arc::clone(tls)).await?;
@@ -114,15 +146,18 @@ async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result
             wire.offer_tls(Arc::clone(tls));
         }
     }
-    let terms = Terms {
-        hostname: cx.rules.hostname.as_str().into(),
-        max_size: cx.rules.max_message_size,
-        starttls: cx.tls.is_some() && !cx.implicit_tls,
-    };
-    let mut session = Session::new(terms, wire.is_secured());
+    let mut session = Session::new(cx.terms(wire.peer().ip()), wire.is_secured());
     session.greet(early, &mut wire.output);
-    let mut conversation =
-        Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
+    let mut conversation = Conversation {
+        cx,
+        id: id.to_owned(),
+        wire,
+        seat,
+        name: None,
+        session,
+        transaction: None,
+        incoming: None,
+    };
     let ended = conversation.run().await;
     if let Some(transaction) = conversation.transaction.take() {
         transaction.abandon(cx).await;
@@ -150,7 +185,13 @@ impl Conversation<'_> {
                     continue;
                 }
                 Event::EndOfData { flawed } => self.end_of_data(flawed).await,
+                Event::Xclient(told) => match self.believe(&told) {
+                    Some(refusal) => refusal,
+                    None => continue,
+                },
                 Event::Reset => {
+                    self.wire.deadlines.until = None;
+                    self.incoming = None;
                     if let Some(transaction) = self.transaction.take() {
                         let flushed = self.wire.flush().await;
                         transaction.abandon(self.cx).await;
@@ -216,6 +257,23 @@ impl Conversation<'_> {
         answer.reply
     }
 
+    /// Takes the client for the one that a trusted peer names, from now on and for everything. It has a
+    /// place among the connections of its own address then, or is refused.
+    fn believe(&mut self, told: &Told) -> Option<Reply> {
+        let (peer, local) = (self.wire.peer(), self.wire.local());
+        let client = told_address(told.client_ip, told.client_port, peer);
+        if self.seat.move_to(network(client.ip())).is_err() {
+            return Some(Reply::new(421, (7, 0), "Too many connections from your address"));
+        }
+        self.wire.speak_for(client, told_address(told.local_ip, told.local_port, local));
+        self.name.clone_from(&told.name);
+        let (session, client) = (&self.id, self.wire.peer());
+        tracing::debug!(session, %peer, %client, name = told.name.as_deref(), "the client is another");
+        let trusted = self.cx.rules.is_trusted(client.ip());
+        self.session.begin_anew(trusted, &mut self.wire.output);
+        None
+    }
+
     fn begin_data(&mut self) -> Reply {
         let limits = Limits {
             max_size: self.cx.rules.max_message_size,
@@ -271,6 +329,9 @@ impl Conversation<'_> {
         Trace {
             helo: &helo,
             client: self.wire.peer(),
+            name: self.name.as_deref(),
+            protocol: self.session.protocol(),
+            smtputf8: transaction.mail().smtputf8,
             by: self.cx.rules.hostname.as_str(),
             tls: self.wire.tls_description().map(|tls| tls.to_string()),
             id,
@@ -335,6 +396,14 @@ impl Conversation<'_> {
             helo: helo.map(|helo| helo.name.clone()).unwrap_or_default(),
             extended: helo.is_some_and(|helo| helo.extended),
         }
+    }
+}
+
+/// What is told of an address, or what was there before. A port without its address is nobody's.
+fn told_address(ip: Option<IpAddr>, port: Option<u16>, before: SocketAddr) -> SocketAddr {
+    match ip {
+        Some(ip) => SocketAddr::new(ip, port.unwrap_or_default()),
+        None => before,
     }
 }
 

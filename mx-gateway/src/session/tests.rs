@@ -6,7 +6,16 @@ use shared::smtp::path::ForwardPath;
 use super::*;
 
 fn terms() -> Terms {
-    Terms { hostname: "mx.example.org".into(), max_size: 1000, starttls: true }
+    Terms {
+        hostname: "mx.example.org".into(),
+        protocol: Protocol::Smtp,
+        max_size: 1000,
+        starttls: true,
+        dsn: false,
+        smtputf8: false,
+        chunking: false,
+        trusted: false,
+    }
 }
 
 /// Says `turns` one after the other (a turn ends where a client must wait, as for 354) and returns all
@@ -76,6 +85,8 @@ fn answer(session: &mut Session, event: &Event, out: &mut Output) {
                 Reply::new(250, (0, 0), "delivered")
             }
         }
+        Event::Xclient(told) if told.client_port == Some(1) => Reply::new(421, (7, 0), "full"),
+        Event::Xclient(_) => return session.begin_anew(false, out),
         Event::Body(_) | Event::Reset => return,
     };
     session.answer(&reply, out);

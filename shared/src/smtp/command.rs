@@ -23,6 +23,8 @@ pub enum Command {
     Ehlo(Box<str>),
     /// HELO with the client's name.
     Helo(Box<str>),
+    /// LHLO with the client's name (RFC 2033).
+    Lhlo(Box<str>),
     /// MAIL FROM.
     Mail(Mail),
     /// RCPT TO.
@@ -41,8 +43,19 @@ pub enum Command {
     Help,
     /// STARTTLS.
     StartTls,
-    /// BDAT: not offered, and what follows it on the wire is no command.
-    Bdat,
+    /// BDAT: what follows it on the wire is no command.
+    Bdat(Chunk),
+    /// XCLIENT with its attributes as they came.
+    Xclient(Box<str>),
+}
+
+/// A BDAT command (RFC 3030 §2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Octets that follow.
+    pub octets: u64,
+    /// They are the message's last ones.
+    pub last: bool,
 }
 
 /// A MAIL command.
@@ -124,6 +137,7 @@ pub fn parse(line: &[u8], takes: Takes) -> Result<Command, Reply> {
     match verb.to_ascii_uppercase().as_str() {
         "EHLO" => Ok(Command::Ehlo(helo(argument)?)),
         "HELO" => Ok(Command::Helo(helo(argument)?)),
+        "LHLO" => Ok(Command::Lhlo(helo(argument)?)),
         "MAIL" => mail(argument, takes).map(Command::Mail),
         "RCPT" => rcpt(argument, takes).map(Command::Rcpt),
         "NOOP" => Ok(Command::Noop),
@@ -138,11 +152,23 @@ pub fn parse(line: &[u8], takes: Takes) -> Result<Command, Reply> {
         "RSET" => Ok(Command::Rset),
         "QUIT" => Ok(Command::Quit),
         "STARTTLS" => Ok(Command::StartTls),
-        "BDAT" => Ok(Command::Bdat),
-        "EXPN" | "ETRN" | "TURN" | "ATRN" | "AUTH" | "BURL" | "SEND" | "SOML" | "SAML" | "LHLO"
-        | "XCLIENT" | "XFORWARD" => Err(Reply::new(502, (5, 1), "Not implemented here")),
+        "BDAT" => chunk(argument).map(Command::Bdat),
+        "XCLIENT" => Ok(Command::Xclient(argument.into())),
+        "EXPN" | "ETRN" | "TURN" | "ATRN" | "AUTH" | "BURL" | "SEND" | "SOML" | "SAML"
+        | "XFORWARD" => Err(not_implemented()),
         _ => Err(Reply::new(500, (5, 2), "Unknown command")),
     }
+}
+
+/// What is known and not to be had (RFC 5321 §4.2.4).
+pub fn not_implemented() -> Reply {
+    Reply::new(502, (5, 1), "Not implemented here")
+}
+
+/// True when a line is BDAT, however wrong: what follows it may be a chunk, and never commands.
+pub fn announces_chunk(line: &[u8]) -> bool {
+    let verb = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    verb.eq_ignore_ascii_case(b"BDAT")
 }
 
 /// The first word of a line, if it is one of HTTP's: a browser that was made to talk to this port would go
@@ -165,6 +191,19 @@ fn helo(argument: &str) -> Result<Box<str>, Reply> {
         return Err(Reply::new(501, (5, 4), "That is no name"));
     }
     Ok(name.into())
+}
+
+fn chunk(argument: &str) -> Result<Chunk, Reply> {
+    let mut words = argument.split(' ').filter(|word| !word.is_empty());
+    let octets = words.next().and_then(|word| parameters::octets(word));
+    let last = match words.next() {
+        None => Some(false),
+        Some(word) => word.eq_ignore_ascii_case("LAST").then_some(true),
+    };
+    match (octets, last, words.next()) {
+        (Some(octets), Some(last), None) => Ok(Chunk { octets, last }),
+        _ => Err(Reply::new(501, (5, 4), "BDAT size [LAST]")),
+    }
 }
 
 fn mail(argument: &str, takes: Takes) -> Result<Mail, Reply> {
@@ -383,7 +422,15 @@ mod tests {
             ("VRFY ann", "Vrfy"),
             ("EXPN list", "502 5.5.1 "),
             ("AUTH PLAIN x", "502 5.5.1 "),
-            ("BDAT 5", "Bdat"),
+            ("BDAT 5", "Bdat(Chunk { octets: 5, last: false })"),
+            ("bdat  0 last", "Bdat(Chunk { octets: 0, last: true })"),
+            ("BDAT", "501 5.5.4 "),
+            ("BDAT +5", "501 5.5.4 "),
+            ("BDAT 5 FIRST", "501 5.5.4 "),
+            ("BDAT 5 LAST 6", "501 5.5.4 "),
+            ("BDAT 9999999999999999999", "501 5.5.4 "),
+            ("LHLO mail.example.org", "Lhlo(\"mail.example.org\")"),
+            ("XCLIENT ADDR=192.0.2.1", "Xclient(\"ADDR=192.0.2.1\")"),
             ("GET / HTTP/1.1", "500 5.5.2 "),
             ("", "500 5.5.2 "),
         ] {
@@ -391,6 +438,16 @@ mod tests {
         }
         for line in [&b"DA\rTA"[..], b"RCPT TO:<ann@example.org>\0", b"EHLO a\x1b[2J", b"QUIT\r"] {
             assert!(parse(line, Takes::ALL).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_announced_by_whatever_begins_with_its_verb() {
+        for line in [&b"BDAT 5"[..], b"bdat", b"BDAT\t5", b"BDAT 5\0", b"BDAT \xff", b"BDAT\r 5"] {
+            assert!(announces_chunk(line), "{line:?}");
+        }
+        for line in [&b"BDATA 5"[..], b"", b" BDAT 5", b"DATA"] {
+            assert!(!announces_chunk(line), "{line:?}");
         }
     }
 

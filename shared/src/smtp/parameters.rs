@@ -55,12 +55,13 @@ pub(super) fn split(text: &str) -> Result<Vec<Parameter<'_>>, Reply> {
 
 /// The value of SIZE (RFC 1870 §4).
 pub(super) fn size(value: &str) -> Result<u64, Reply> {
-    let digits = (1..=18).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_digit());
-    value
-        .parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or_else(|| Reply::new(501, (5, 4), "SIZE is a number of octets"))
+    octets(value).ok_or_else(|| Reply::new(501, (5, 4), "SIZE is a number of octets"))
+}
+
+/// A number of octets in digits alone; more of them than any message has are none.
+pub(super) fn octets(word: &str) -> Option<u64> {
+    let digits = (1..=18).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_digit());
+    word.parse().ok().filter(|_| digits)
 }
 
 /// What was not offered is not known, however well it is written.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use mx_gateway::refusal;
-use mx_gateway::session::{Event, Session, Terms};
+use mx_gateway::session::{Event, Protocol, Session, Terms};
 use shared::address::Address;
 use shared::dialogue::Output;
 use shared::ownership::Refusal;
@@ -70,6 +70,11 @@ impl Prompter for Driver {
             hostname: HOST.into(),
             max_size: Settings::default().rules.max_message_size,
             starttls: has_starttls(with).expect("clear or starttls"),
+            protocol: Protocol::Smtp,
+            dsn: false,
+            smtputf8: false,
+            chunking: true,
+            trusted: false,
         };
         let mut session = Session::new(terms, false);
         session.greet(false, output);
@@ -97,6 +102,7 @@ impl Prompter for Driver {
             }
             Event::EndOfData { flawed: true } => "EndOfData(flawed)".to_owned(),
             Event::EndOfData { flawed: false } => format!("EndOfData({})", escape(&self.content)),
+            Event::Xclient(told) => format!("Xclient({})", told.client_ip?),
             Event::Data | Event::Body(_) | Event::Reset => return None,
         })
     }
@@ -121,6 +127,7 @@ impl Prompter for Driver {
                     Reply::new(250, (0, 0), "Ok, delivered as id")
                 }
             }
+            Event::Xclient(_) => return session.begin_anew(false, output),
             Event::Reset => return,
         };
         session.answer(&reply, output);
