@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use shared::config::{Config, ListenerConfig, ListenerTls, MxConfig};
+use shared::config::{Config, ListenerConfig, ListenerTls, MxConfig, MxKind, MxListener};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Listener, Refused};
 use shared::service::{Program, Service, ServiceError};
@@ -44,6 +44,7 @@ pub struct Gateway {
 /// A listener, and what its sessions from now on work with.
 #[derive(Debug)]
 struct Bound {
+    kind: MxKind,
     /// As it was bound.
     configured: ListenerConfig,
     listener: Listener,
@@ -54,7 +55,7 @@ impl Program for Gateway {
     const NAME: &'static str = "mx-gateway";
 
     fn idle(config: &Config) -> Option<&'static str> {
-        config.mx.listeners.is_empty().then_some("set mx.smtp.listen")
+        config.mx.listeners.is_empty().then_some("set mx.smtp.listen or mx.lmtp.listen")
     }
 
     async fn bind(service: &Service) -> Result<Self, ServiceError> {
@@ -77,10 +78,11 @@ impl Program for Gateway {
             first: Mutex::new(Some(first)),
         };
         let pool = gateway.pool();
-        for configured in &config.mx.listeners {
-            let context = gateway.context(service, &config, configured, &pool, &offers);
+        for MxListener { kind, config: configured } in &config.mx.listeners {
+            let context = gateway.context(service, &config, *kind, configured, &pool, &offers);
             gateway.outbound.get_or_insert_with(|| Arc::new(ArcSwap::new(Arc::clone(&context))));
             gateway.bound.push(Bound {
+                kind: *kind,
                 configured: configured.clone(),
                 listener: Listener::bind_among(configured, &service.sockets)?,
                 context: Arc::new(ArcSwap::new(context)),
@@ -102,9 +104,13 @@ impl Program for Gateway {
             let queue = Arc::clone(&self.queue);
             self.lifecycle.spawn_chore("queue", queue.run(Arc::clone(outbound)));
         }
-        for Bound { listener, context, .. } in &self.bound {
+        for Bound { kind, listener, context, .. } in &self.bound {
             let (addresses, context) = (listener.addresses(), Arc::clone(context));
-            tracing::info!(protocol = "smtp", ?addresses, "listening");
+            let protocol = match kind {
+                MxKind::Smtp => "smtp",
+                MxKind::Lmtp => "lmtp",
+            };
+            tracing::info!(protocol, ?addresses, "listening");
             listener
                 .serve(&self.lifecycle, full, move |accepted| serve(context.load_full(), accepted));
         }
@@ -117,13 +123,13 @@ impl Program for Gateway {
         // Clients are offered what was known before until all is known that was known then.
         first.known().await;
         self.queue.set_rules(rules(&config.mx));
-        for (at, Bound { configured, listener, context }) in self.bound.iter().enumerate() {
-            let changed = self.context(service, config, configured, &pool, &offers);
+        for (at, Bound { kind, configured, listener, context }) in self.bound.iter().enumerate() {
+            let changed = self.context(service, config, *kind, configured, &pool, &offers);
             if let Some(outbound) = self.outbound.as_ref().filter(|_| at == 0) {
                 outbound.store(Arc::clone(&changed));
             }
             context.store(changed);
-            if let Some(changed) = config.mx.listeners.first() {
+            if let Some(changed) = config.mx.listener(*kind) {
                 listener.reload(changed);
             }
         }
@@ -153,12 +159,14 @@ impl Gateway {
         &self,
         service: &Service,
         config: &Config,
+        kind: MxKind,
         listener: &ListenerConfig,
         pool: &Arc<Pool>,
         offers: &Arc<Offers>,
     ) -> Arc<Context> {
         let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
         Arc::new(Context {
+            kind,
             ownership: Arc::clone(&service.ownership),
             lifecycle: service.lifecycle.clone(),
             rules: config.mx.clone(),

@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use shared::address::Address;
 use shared::ownership::{Epoch, Name, Owner};
+use shared::smtp::command::Addressee;
 use shared::smtp::reply::Reply;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
@@ -29,8 +29,8 @@ use crate::spool::{self, Envelope, State};
 /// Whom a message is for.
 #[derive(Debug, Clone)]
 pub struct Recipient {
-    /// As its owner gets it.
-    pub address: Address,
+    /// As its owner is told of it.
+    pub to: Addressee,
     /// By which it is looked up, as the client named it.
     pub name: Name,
     /// Where it goes.
@@ -230,8 +230,11 @@ impl Custody {
     }
 
     fn recipient(&self, place: usize, state: State) -> Option<spool::Recipient> {
-        let Recipient { address, name, route } = self.recipients.get(place)?.clone();
-        Some(spool::Recipient { address, name, route, state, notify: None, orcpt: None })
+        let Recipient { to, name, route } = self.recipients.get(place)?.clone();
+        let Addressee { address, notify, orcpt } = to;
+        let notify = notify.map(|notify| notify.as_str().into());
+        let orcpt = orcpt.map(|orcpt| orcpt.as_str().into());
+        Some(spool::Recipient { address, name, route, state, notify, orcpt })
     }
 
     fn envelope(&self) -> Envelope {
@@ -240,9 +243,9 @@ impl Custody {
             id: id.clone(),
             from: mail.from.clone(),
             eight_bit: mail.eight_bit,
-            smtputf8: false,
-            ret: None,
-            envid: None,
+            smtputf8: mail.smtputf8,
+            ret: mail.ret.map(|ret| ret.as_str().into()),
+            envid: mail.envid.as_ref().map(|envid| envid.as_str().into()),
             introduction: introduction.clone(),
             arrived: self.arrived,
             may_report: self.origin.may_report,
@@ -253,7 +256,7 @@ impl Custody {
     fn record(&self, place: usize, verdict: &Verdict, owner: Option<&Owner>, why: Option<&str>) {
         let Origin { session, client, .. } = &self.origin;
         let Letter { id, mail, message, .. } = &*self.letter;
-        let to = self.recipients.get(place).map(|recipient| recipient.address.to_string());
+        let to = self.recipients.get(place).map(|recipient| recipient.to.address.to_string());
         let to = to.unwrap_or_default();
         let (account, owner, epoch) = place_of(owner);
         let (from, size, ms) = (&mail.from, message.octets(), self.began.elapsed().as_millis());

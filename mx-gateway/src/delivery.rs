@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use shared::address::Address;
 use shared::backend::{Backend, MailEndpoint};
 use shared::ownership::{Owner, Registration};
-use shared::smtp::command::Mail;
+use shared::smtp::command::{Addressee, Mail};
 use shared::smtp::reply::{Class, Reply};
 use shared::wire::ConnectError;
 use tokio::sync::mpsc::UnboundedSender;
@@ -62,7 +61,7 @@ pub async fn begin(
     introduction: &Introduction,
     backend: &Backend,
     mail: &Mail,
-    to: &[&Address],
+    to: &[&Addressee],
 ) -> Result<Begun, DeliveryError> {
     let endpoint = backend.mail.as_ref().ok_or(DeliveryError::NoEndpoint)?;
     let (name, patience) = (&backend.name, cx.ask_timeout / 2);
@@ -108,7 +107,7 @@ async fn begin_on(
     backend: &Backend,
     mut connection: Connection,
     mail: &Mail,
-    to: &[&Address],
+    to: &[&Addressee],
 ) -> Result<Begun, DeliveryError> {
     if mail.size.is_some_and(|octets| connection.is_too_large(octets)) {
         connection.keep(cx, &backend.name);
@@ -155,8 +154,8 @@ pub struct Delivery {
 pub struct Recipient {
     /// Its place among those of whoever made the delivery.
     pub place: usize,
-    /// As its owner gets it.
-    pub address: Address,
+    /// As its owner is told of it.
+    pub to: Addressee,
     /// Why it goes to this backend.
     pub warrant: Warrant,
 }
@@ -363,8 +362,7 @@ impl Delivery {
         &self,
         verdicts: &mut Verdicts,
     ) -> Result<Option<Connection>, DeliveryError> {
-        let to: Vec<&Address> =
-            self.recipients.iter().map(|recipient| &recipient.address).collect();
+        let to: Vec<&Addressee> = self.recipients.iter().map(|recipient| &recipient.to).collect();
         if to.is_empty() {
             return Ok(None);
         }
@@ -407,7 +405,7 @@ impl Delivery {
     /// A no counts as long as a yes: the owner of now may think otherwise.
     fn refused(&self, recipient: &Recipient, reply: &Reply) -> Found {
         if recipient.still_stands(&self.cx) {
-            let verdict = Verdict::Refused(refusal::by_owner(reply, &recipient.address));
+            let verdict = Verdict::Refused(refusal::by_owner(reply, &recipient.to.address));
             (verdict, Some(reply.to_string()))
         } else {
             (Verdict::NotSent, Some(MOVED.to_owned()))

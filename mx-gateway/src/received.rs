@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
-use crate::session::Helo;
+use crate::session::{Helo, Protocol};
 
 /// What a Received header says of a transaction.
 #[derive(Debug)]
@@ -16,6 +16,12 @@ pub struct Trace<'a> {
     pub helo: &'a Helo,
     /// The client's address.
     pub client: SocketAddr,
+    /// The client's name by the DNS, where it is known.
+    pub name: Option<&'a str>,
+    /// What the client speaks.
+    pub protocol: Protocol,
+    /// MAIL said SMTPUTF8.
+    pub smtputf8: bool,
     /// Our name.
     pub by: &'a str,
     /// TLS version and cipher suite, if there is TLS.
@@ -38,17 +44,15 @@ impl Trace<'_> {
             IpAddr::V4(v4) => format!("[{v4}]"),
             IpAddr::V6(v6) => format!("[IPv6:{v6}]"),
         };
-        // RFC 3848.
-        let with = match (self.helo.extended, self.tls.is_some()) {
-            (true, true) => "ESMTPS",
-            (true, false) => "ESMTP",
-            (false, _) => "SMTP",
+        let client = match self.name {
+            Some(name) => format!("{} {literal}", tame_atoms(name)),
+            None => literal,
         };
-        let mut header = format!("Received: from {} ({literal})\r\n", tame(&self.helo.name));
+        let mut header = format!("Received: from {} ({client})\r\n", tame(&self.helo.name));
         if let Some(tls) = &self.tls {
             let _ = write!(header, "\t(using {})\r\n", tame(tls));
         }
-        let _ = write!(header, "\tby {} (Mailshift) with {with} id {}", self.by, self.id);
+        let _ = write!(header, "\tby {} (Mailshift) with {} id {}", self.by, self.with(), self.id);
         if let Some(recipient) = &self.only_recipient {
             let _ = write!(header, "\r\n\tfor <{recipient}>");
         }
@@ -58,6 +62,20 @@ impl Trace<'_> {
             header.push_str("\r\n");
         }
         header
+    }
+}
+
+impl Trace<'_> {
+    /// The protocol's registered name (RFC 3848, RFC 6531 §4.3).
+    fn with(&self) -> String {
+        let secured = if self.tls.is_some() { "S" } else { "" };
+        match (self.protocol, self.smtputf8) {
+            (Protocol::Smtp, true) => format!("UTF8SMTP{secured}"),
+            (Protocol::Lmtp, true) => format!("UTF8LMTP{secured}"),
+            (Protocol::Lmtp, false) => format!("LMTP{secured}"),
+            (Protocol::Smtp, false) if self.helo.extended => format!("ESMTP{secured}"),
+            (Protocol::Smtp, false) => "SMTP".to_owned(),
+        }
     }
 }
 
@@ -119,6 +137,9 @@ mod tests {
         Trace {
             helo,
             client: "[2001:db8::1]:25".parse().unwrap(),
+            name: None,
+            protocol: Protocol::Smtp,
+            smtputf8: false,
             by: "mx.example.org",
             tls: tls.map(str::to_owned),
             id: "abc",
@@ -139,6 +160,38 @@ mod tests {
              \tfor <ann@example.org>;\r\n\
              \tThu, 01 Jan 1970 00:00:00 +0000\r\n"
         );
+    }
+
+    #[test]
+    fn the_protocol_has_its_registered_name() {
+        use Protocol::{Lmtp, Smtp};
+        for (protocol, smtputf8, extended, tls, expected) in [
+            (Smtp, false, false, None, "SMTP"),
+            (Smtp, false, true, None, "ESMTP"),
+            (Smtp, false, true, Some("TLSv1.3"), "ESMTPS"),
+            (Smtp, true, true, None, "UTF8SMTP"),
+            (Smtp, true, true, Some("TLSv1.3"), "UTF8SMTPS"),
+            (Lmtp, false, true, None, "LMTP"),
+            (Lmtp, false, true, Some("TLSv1.3"), "LMTPS"),
+            (Lmtp, true, true, None, "UTF8LMTP"),
+            (Lmtp, true, true, Some("TLSv1.3"), "UTF8LMTPS"),
+        ] {
+            let helo = Helo { name: "x".into(), extended };
+            let header = Trace { protocol, smtputf8, ..trace(&helo, tls, None) }.header();
+            assert!(header.contains(&format!(" with {expected} id abc")), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_a_trusted_peer_told_stands_before_the_address() {
+        let helo = Helo { name: "x".into(), extended: true };
+        for (name, expected) in [
+            ("mail.example.net", "(mail.example.net [IPv6:2001:db8::1])"),
+            ("a)(b", "(a??b [IPv6:2001:db8::1])"),
+        ] {
+            let header = Trace { name: Some(name), ..trace(&helo, None, None) }.header();
+            assert!(header.starts_with(&format!("Received: from x {expected}\r\n")), "{header}");
+        }
     }
 
     #[test]

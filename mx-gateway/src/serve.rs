@@ -1,17 +1,20 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
 use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::address::Address;
-use shared::config::MxConfig;
+use shared::config::{MxConfig, MxKind};
 use shared::lifecycle::Lifecycle;
-use shared::listener::Accepted;
+use shared::listener::{Accepted, Seat, network};
 use shared::ownership::Ownership;
-use shared::smtp::path::{ForwardPath, ReversePath};
+use shared::smtp::command::Rcpt;
+use shared::smtp::path::ReversePath;
 use shared::smtp::reply::{Class, Reply};
+use shared::smtp::xclient::Told;
 use shared::wire::{Deadlines, Wire, WireError};
 use socket2::SockRef;
 use time::OffsetDateTime;
@@ -25,7 +28,7 @@ use crate::delivery::{Introduction, Offers, Pool};
 use crate::letter::Letter;
 use crate::queue::Queue;
 use crate::received::{Loops, Trace};
-use crate::session::{Event, Session, Terms};
+use crate::session::{Event, Protocol, Session, Terms};
 use crate::transaction::{Answer, Transaction};
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
@@ -47,6 +50,8 @@ pub struct Context {
     pub tls: Option<Arc<ServerConfig>>,
     /// TLS from the first octet.
     pub implicit_tls: bool,
+    /// What is spoken, and with whom.
+    pub kind: MxKind,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
     /// Connections to owners.
@@ -72,6 +77,10 @@ struct Conversation<'a> {
     cx: &'a Arc<Context>,
     id: String,
     wire: Wire,
+    /// The client's place among the connections.
+    seat: Seat,
+    /// The client's name by the DNS, where a trusted peer has told it.
+    name: Option<Box<str>>,
     session: Session,
     transaction: Option<Transaction>,
     incoming: Option<Incoming>,
@@ -88,6 +97,25 @@ impl Context {
     }
 }
 
+impl Context {
+    /// What is offered to a peer.
+    fn terms(&self, peer: IpAddr) -> Terms {
+        Terms {
+            hostname: self.rules.hostname.as_str().into(),
+            protocol: match self.kind {
+                MxKind::Smtp => Protocol::Smtp,
+                MxKind::Lmtp => Protocol::Lmtp,
+            },
+            max_size: self.rules.max_message_size,
+            starttls: self.tls.is_some() && !self.implicit_tls,
+            dsn: self.offers.all_have_dsn(),
+            smtputf8: self.offers.all_have_smtputf8(),
+            chunking: true,
+            trusted: self.rules.is_trusted(peer),
+        }
+    }
+}
+
 /// Speaks with one client until it is gone.
 pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let id = uuid::Uuid::now_v7().simple().to_string();
@@ -97,11 +125,10 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let early = !cx.implicit_tls && has_spoken(&accepted.socket);
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
-    match converse(&cx, &id, wire, early).await {
+    match converse(&cx, &id, wire, accepted.seat, early).await {
         Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
-    drop(accepted.seat);
 }
 
 /// True when a client did not wait for the greeting. Asked of the socket itself, since the runtime may
@@ -115,6 +142,7 @@ async fn converse(
     cx: &Arc<Context>,
     id: &str,
     mut wire: Wire,
+    seat: Seat,
     early: bool,
 ) -> Result<(), WireError> {
     if let Some(tls) = &cx.tls {
@@ -124,15 +152,18 @@ async fn converse(
             wire.offer_tls(Arc::clone(tls));
         }
     }
-    let terms = Terms {
-        hostname: cx.rules.hostname.as_str().into(),
-        max_size: cx.rules.max_message_size,
-        starttls: cx.tls.is_some() && !cx.implicit_tls,
-    };
-    let mut session = Session::new(terms, wire.is_secured());
+    let mut session = Session::new(cx.terms(wire.peer().ip()), wire.is_secured());
     session.greet(early, &mut wire.output);
-    let mut conversation =
-        Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
+    let mut conversation = Conversation {
+        cx,
+        id: id.to_owned(),
+        wire,
+        seat,
+        name: None,
+        session,
+        transaction: None,
+        incoming: None,
+    };
     let ended = conversation.run().await;
     if let Some(transaction) = conversation.transaction.take() {
         transaction.abandon(cx).await;
@@ -149,18 +180,28 @@ impl Conversation<'_> {
                     self.transaction = Some(Transaction::new(mail));
                     Reply::new(250, (1, 0), "Sender ok")
                 }
-                Event::Rcpt(path) => {
+                Event::Rcpt(rcpt) => {
                     // An owner may take its time; what is answered already must not wait for it.
                     self.wire.flush().await?;
-                    self.rcpt(path).await
+                    self.rcpt(rcpt).await
                 }
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
                     self.keep(octets).await;
                     continue;
                 }
-                Event::EndOfData { flawed } => self.end_of_data(flawed).await,
+                Event::EndOfData { flawed } => {
+                    let replies = self.end_of_data(flawed).await;
+                    self.session.answer_each(&replies, &mut self.wire.output);
+                    continue;
+                }
+                Event::Xclient(told) => match self.believe(&told) {
+                    Some(refusal) => refusal,
+                    None => continue,
+                },
                 Event::Reset => {
+                    self.wire.deadlines.until = None;
+                    self.incoming = None;
                     if let Some(transaction) = self.transaction.take() {
                         let flushed = self.wire.flush().await;
                         transaction.abandon(self.cx).await;
@@ -212,18 +253,35 @@ impl Conversation<'_> {
         driven
     }
 
-    async fn rcpt(&mut self, path: ForwardPath) -> Reply {
+    async fn rcpt(&mut self, rcpt: Rcpt) -> Reply {
         let Some(mut transaction) = self.transaction.take() else {
             return Reply::new(503, (5, 1), "Say MAIL first");
         };
         let began = Instant::now();
         let introduction = self.introduction();
-        let answer = transaction.add(self.cx, &introduction, path).await;
+        let answer = transaction.add(self.cx, &introduction, rcpt).await;
         if answer.reply.class() != Class::Accepted {
             self.record_refusal(&transaction.mail().from, &answer, began);
         }
         self.transaction = Some(transaction);
         answer.reply
+    }
+
+    /// Takes the client for the one that a trusted peer names, from now on and for everything. It has a
+    /// place among the connections of its own address then, or is refused.
+    fn believe(&mut self, told: &Told) -> Option<Reply> {
+        let (peer, local) = (self.wire.peer(), self.wire.local());
+        let client = told_address(told.client_ip, told.client_port, peer);
+        if self.seat.move_to(network(client.ip())).is_err() {
+            return Some(Reply::new(421, (7, 0), "Too many connections from your address"));
+        }
+        self.wire.speak_for(client, told_address(told.local_ip, told.local_port, local));
+        self.name.clone_from(&told.name);
+        let (session, client) = (&self.id, self.wire.peer());
+        tracing::debug!(session, %peer, %client, name = told.name.as_deref(), "the client is another");
+        let trusted = self.cx.rules.is_trusted(client.ip());
+        self.session.begin_anew(trusted, &mut self.wire.output);
+        None
     }
 
     fn begin_data(&mut self) -> Reply {
@@ -238,11 +296,12 @@ impl Conversation<'_> {
         Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
     }
 
-    async fn end_of_data(&mut self, flawed: bool) -> Reply {
+    /// The reply for the message, or with LMTP those for its recipients; a refusal of ours stands for all.
+    async fn end_of_data(&mut self, flawed: bool) -> Vec<Reply> {
         self.wire.deadlines.until = None;
         let (Some(transaction), Some(incoming)) = (self.transaction.take(), self.incoming.take())
         else {
-            return Reply::new(503, (5, 1), "Say MAIL first");
+            return vec![Reply::new(503, (5, 1), "Say MAIL first")];
         };
         let refusal = match (flawed, incoming.body.finish()) {
             (true, _) => Reply::new(550, (6, 0), "Lone CR, or LF before a dot, in the message"),
@@ -256,11 +315,11 @@ impl Conversation<'_> {
         let (client, from) = (self.wire.peer(), &transaction.mail().from);
         tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
         transaction.abandon(self.cx).await;
-        refusal
+        vec![refusal]
     }
 
     /// Delivers, and waits for the reply.
-    async fn deliver(&mut self, transaction: Transaction, message: Message) -> Reply {
+    async fn deliver(&mut self, transaction: Transaction, message: Message) -> Vec<Reply> {
         let id: Box<str> = uuid::Uuid::now_v7().simple().to_string().into();
         let letter = Arc::new(Letter {
             header: self.trace(&transaction, &message, &id),
@@ -272,13 +331,15 @@ impl Conversation<'_> {
         let origin = Origin {
             session: self.id.as_str().into(),
             client: self.wire.peer(),
-            each: false,
+            each: self.session.protocol() == Protocol::Lmtp,
             may_report: false,
         };
+        let (each, accepted) = (origin.each, transaction.accepted().to_vec());
         let replies = transaction.deliver(self.cx, &letter, origin).await.unwrap_or_default();
         // None comes when the task has panicked: what it had done it has recorded.
         let lost = || Reply::new(451, (3, 0), "Internal error, try again later");
-        replies.into_iter().next().unwrap_or_else(lost)
+        let of = |place: usize| replies.get(place).cloned().unwrap_or_else(lost);
+        if each { accepted.into_iter().map(of).collect() } else { vec![of(0)] }
     }
 
     fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {
@@ -290,6 +351,9 @@ impl Conversation<'_> {
         Trace {
             helo: &helo,
             client: self.wire.peer(),
+            name: self.name.as_deref(),
+            protocol: self.session.protocol(),
+            smtputf8: transaction.mail().smtputf8,
             by: self.cx.rules.hostname.as_str(),
             tls: self.wire.tls_description().map(|tls| tls.to_string()),
             id,
@@ -333,5 +397,13 @@ impl Conversation<'_> {
             extended: helo.is_some_and(|helo| helo.extended),
             session: self.id.as_str().into(),
         }
+    }
+}
+
+/// What is told of an address, or what was there before. A port without its address is nobody's.
+fn told_address(ip: Option<IpAddr>, port: Option<u16>, before: SocketAddr) -> SocketAddr {
+    match ip {
+        Some(ip) => SocketAddr::new(ip, port.unwrap_or_default()),
+        None => before,
     }
 }

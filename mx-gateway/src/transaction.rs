@@ -11,8 +11,7 @@ use futures_util::future::join_all;
 use shared::address::Address;
 use shared::backend::Backend;
 use shared::ownership::{Owner, Refusal};
-use shared::smtp::command::Mail;
-use shared::smtp::path::ForwardPath;
+use shared::smtp::command::{Addressee, Mail, Rcpt};
 use shared::smtp::reply::{Class, Reply};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -30,6 +29,8 @@ use crate::spool::Route;
 pub struct Transaction {
     mail: Mail,
     recipients: Vec<Recipient>,
+    /// The recipients' places in the order in which they were accepted: twice when named twice.
+    accepted: Vec<usize>,
     legs: Vec<Leg>,
 }
 
@@ -71,7 +72,7 @@ pub struct Answer {
 impl Transaction {
     /// A transaction without recipients.
     pub fn new(mail: Mail) -> Self {
-        Self { mail, recipients: Vec::new(), legs: Vec::new() }
+        Self { mail, recipients: Vec::new(), accepted: Vec::new(), legs: Vec::new() }
     }
 
     /// What MAIL said.
@@ -79,28 +80,32 @@ impl Transaction {
         &self.mail
     }
 
+    /// The places of the recipients in the order in which they were accepted: LMTP has a reply for each
+    /// (RFC 2033 §4.2), also for one that was named twice.
+    pub fn accepted(&self) -> &[usize] {
+        &self.accepted
+    }
+
     /// The recipient, when there is exactly one.
     pub fn only_recipient(&self) -> Option<&Address> {
         match self.recipients.as_slice() {
-            [only] => Some(&only.address),
+            [only] => Some(&only.to.address),
             _ => None,
         }
     }
 
     /// Asks a recipient's owner. One that is held or cannot be reached is not needed for a yes where the
     /// account has a row: it is known, and the spool keeps the message for it.
-    pub async fn add(
-        &mut self,
-        cx: &Context,
-        introduction: &Introduction,
-        path: ForwardPath,
-    ) -> Answer {
+    pub async fn add(&mut self, cx: &Context, introduction: &Introduction, rcpt: Rcpt) -> Answer {
+        let Rcpt { path, notify, orcpt } = rcpt;
         let Found { named, address, name, place } = match recipient::find(cx, path) {
             Ok(found) => found,
             Err(answer) => return *answer,
         };
         let plain = |to, reply| Answer { to: Some(to), owner: None, reply, why: None };
-        if self.recipients.iter().any(|recipient| recipient.address == address) {
+        let known = self.recipients.iter().position(|recipient| recipient.to.address == address);
+        if let Some(known) = known {
+            self.accepted.push(known);
             // Named twice, it is meant once (MX-2); also when once by a routing domain.
             return plain(named, Reply::new(250, (1, 5), "Recipient ok"));
         }
@@ -109,11 +114,12 @@ impl Transaction {
             return plain(named, reply);
         }
         let may_keep = cx.queue.as_ref().is_some_and(|queue| queue.is_healthy());
-        let recipient = Recipient { address, name, route: Route::Owner };
+        let to = Addressee { address, notify, orcpt };
+        let recipient = Recipient { to, name, route: Route::Owner };
         let owner = match place {
             Place::Owned(owner) => owner,
             Place::Held(account) if may_keep => {
-                self.recipients.push(recipient);
+                self.accept(recipient);
                 let reply = Reply::new(250, (1, 5), "Recipient ok");
                 return Answer {
                     why: Some(format!("account {account} is held")),
@@ -132,11 +138,11 @@ impl Transaction {
             let reply = Reply::new(452, (5, 3), "Send this recipient separately");
             return Answer { owner: Some(owner), ..plain(named, reply) };
         }
-        let answer = self.ask(cx, introduction, &owner.backend, &recipient.address).await;
+        let answer = self.ask(cx, introduction, &owner.backend, &recipient.to).await;
         let (reply, why) = match answer {
             Ok(reply) if reply.class() == Class::Accepted => {
                 cx.ownership.note_served(&owner);
-                self.recipients.push(recipient);
+                self.accept(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }
             Ok(reply) => (refusal::by_owner(&reply, &named), Some(reply.to_string())),
@@ -145,12 +151,17 @@ impl Transaction {
                 (refusal::misconfigured(&named), Some(error.to_string()))
             }
             Err(error) if owner.known && may_keep => {
-                self.recipients.push(recipient);
+                self.accept(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), Some(error.to_string()))
             }
             Err(error) => (refusal::unreachable(&named), Some(error.to_string())),
         };
         Answer { to: Some(named), owner: Some(owner), reply, why }
+    }
+
+    fn accept(&mut self, recipient: Recipient) {
+        self.accepted.push(self.recipients.len());
+        self.recipients.push(recipient);
     }
 
     /// The owner's answer to this recipient, within the time allowed for it. When it is yes, the recipient
@@ -160,7 +171,7 @@ impl Transaction {
         cx: &Context,
         introduction: &Introduction,
         backend: &Arc<Backend>,
-        to: &Address,
+        to: &Addressee,
     ) -> Result<Reply, DeliveryError> {
         let place = self.recipients.len();
         let at = self.legs.iter().position(|leg| leg.backend.name == backend.name);
@@ -189,9 +200,10 @@ impl Transaction {
         let (mut custody, replies) = Custody::new(cx, letter, origin, recipients.clone());
         let mut round = Round::new(cx, letter);
         for (place, recipient) in recipients.iter().enumerate() {
-            let Recipient { address, name, .. } = recipient;
-            if let Err(unsent) = round.add(place, address, name) {
-                custody.settle_unsent(place, unsent.verdict(address), &unsent.to_string());
+            let Recipient { to, name, .. } = recipient;
+            if let Err(unsent) = round.add(place, to, name) {
+                let verdict = unsent.verdict(&to.address);
+                custody.settle_unsent(place, verdict, &unsent.to_string());
             }
         }
         for delivery in round.deliveries() {
@@ -227,7 +239,7 @@ impl Leg {
         cx: &Context,
         introduction: &Introduction,
         mail: &Mail,
-        to: &Address,
+        to: &Addressee,
     ) -> Result<Reply, DeliveryError> {
         match std::mem::replace(&mut self.state, LegState::Unreachable) {
             LegState::Unasked => {}

@@ -87,6 +87,17 @@ impl Address {
     ///
     /// An [`AddressError`] that names the part at fault.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
+        let address = Self::parse_utf8(text)?;
+        if address.local.is_ascii() { Ok(address) } else { Err(AddressError::LocalPart) }
+    }
+
+    /// The same, with characters beyond ASCII in the local part: of a message with SMTPUTF8 (RFC 6531 §3.3).
+    /// They are not normalized, as its owner may not do so either.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::parse`].
+    pub fn parse_utf8(text: &str) -> Result<Self, AddressError> {
         let (local, domain) = text.rsplit_once('@').ok_or(AddressError::Form)?;
         if local.is_empty() {
             return Err(AddressError::Form);
@@ -140,21 +151,29 @@ fn local_part_is_good(local: &str) -> bool {
         return quoted_string_is_good(inner);
     }
     // atext of RFC 5322 §3.2.3, plus the dot.
-    local.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b))
+    local.chars().all(|c| {
+        c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c) || is_beyond_ascii(c)
+    })
 }
 
-/// Checks what follows the opening quote: printable ASCII, `\` before any of it, and one closing quote
-/// at the very end.
+/// A character of RFC 6532 §3.1. No other line ends or control characters are among those of mailboxes.
+fn is_beyond_ascii(c: char) -> bool {
+    !c.is_ascii() && !c.is_control() && !c.is_whitespace()
+}
+
+/// Checks what follows the opening quote: printable characters, `\` before any of ASCII, and one closing
+/// quote at the very end.
 fn quoted_string_is_good(inner: &str) -> bool {
-    let mut bytes = inner.bytes();
-    while let Some(b) = bytes.next() {
-        match b {
-            b'"' => return bytes.next().is_none(),
-            b'\\' => match bytes.next() {
-                Some(b' '..=b'~') => {}
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => return chars.next().is_none(),
+            '\\' => match chars.next() {
+                Some(' '..='~') => {}
                 _ => return false,
             },
-            b' '..=b'~' => {}
+            ' '..='~' => {}
+            c if is_beyond_ascii(c) => {}
             _ => return false,
         }
     }
@@ -204,6 +223,19 @@ mod tests {
         let quoted = Address::parse("\"ann.\\lee\"@example.org").unwrap();
         assert_eq!(quoted.to_string(), "\"ann.\\lee\"@example.org");
         assert_eq!(plain.canonical(), quoted.canonical());
+    }
+
+    #[test]
+    fn a_local_part_beyond_ascii_needs_smtputf8() {
+        for text in ["\u{fc}nal@example.org", "\"\u{fc} nal\"@example.org"] {
+            assert_eq!(Address::parse(text), Err(AddressError::LocalPart), "{text}");
+            assert_eq!(Address::parse_utf8(text).unwrap().to_string(), text);
+        }
+        let upper = Address::parse_utf8("\u{dc}NAL@B\u{dc}CHER.example").unwrap();
+        assert_eq!(upper.canonical(), "\u{dc}nal@xn--bcher-kva.example");
+        for bad in ["a\u{a0}b@c.example", "a\u{85}b@c.example", "a\u{2028}b@c.example"] {
+            assert_eq!(Address::parse_utf8(bad), Err(AddressError::LocalPart), "{bad:?}");
+        }
     }
 
     #[test]

@@ -111,8 +111,10 @@ pub struct MxConfig {
     pub hostname: Domain,
     /// Where mail to `<postmaster>` without a domain goes; `None`: postmaster at our host name.
     pub postmaster: Option<Address>,
-    /// SMTP listeners.
-    pub listeners: Vec<ListenerConfig>,
+    /// Listeners of all kinds.
+    pub listeners: Vec<MxListener>,
+    /// Networks of servers in front of us that may say who their clients are, by XCLIENT or PROXY.
+    pub trusted_networks: Vec<IpNet>,
     /// Largest message in octets, CRLFs counted (RFC 1870).
     pub max_message_size: u64,
     /// Octets of a message kept in memory before it goes to a temporary file.
@@ -146,6 +148,24 @@ pub struct QueueConfig {
     pub report_via: Option<BackendName>,
     /// Free octets on its disk under which nothing more is kept.
     pub reserve: u64,
+}
+
+/// A listener of the gateway.
+#[derive(Debug, Clone)]
+pub struct MxListener {
+    /// What is spoken on it, and with whom.
+    pub kind: MxKind,
+    /// Where and how.
+    pub config: ListenerConfig,
+}
+
+/// What is spoken on a listener of the gateway, and with whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MxKind {
+    /// SMTP with anybody.
+    Smtp,
+    /// LMTP with a server that has filtered the mail and wants a verdict for each recipient.
+    Lmtp,
 }
 
 /// The login proxy.
@@ -238,6 +258,16 @@ pub enum Bind {
     Port(u16),
     /// An address written out: it must bind.
     Address(SocketAddr),
+}
+
+impl Bind {
+    /// The port.
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Port(port) => port,
+            Self::Address(address) => address.port(),
+        }
+    }
 }
 
 impl std::fmt::Display for Bind {
@@ -345,6 +375,28 @@ impl Config {
     }
 }
 
+impl MxKind {
+    /// The key under which such listeners are configured.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Smtp => "mx.smtp",
+            Self::Lmtp => "mx.lmtp",
+        }
+    }
+}
+
+impl MxConfig {
+    /// The listener of a kind.
+    pub fn listener(&self, kind: MxKind) -> Option<&ListenerConfig> {
+        self.listeners.iter().find(|listener| listener.kind == kind).map(|l| &l.config)
+    }
+
+    /// True when a peer may say who its clients are.
+    pub fn is_trusted(&self, peer: IpAddr) -> bool {
+        self.trusted_networks.iter().any(|network| network.contains(&peer))
+    }
+}
+
 impl Advertised {
     /// What is advertised in `protocol`.
     pub fn of(&self, protocol: LoginProtocol) -> Option<&[Box<str>]> {
@@ -418,7 +470,7 @@ imaps = { listen = ["[::1]:993"] }
     fn a_small_file_is_enough() {
         let config = Config::parse(Path::new("mailshift.toml"), GOOD).unwrap();
         assert_eq!(config.mx.hostname.as_str(), "mx.example.org");
-        assert_eq!(config.mx.listeners[0].binds[0], Bind::Port(25));
+        assert_eq!(config.mx.listeners[0].config.binds[0], Bind::Port(25));
         assert_eq!(config.login.listeners[0].listener.tls, ListenerTls::Implicit);
         let old = config.backends.iter().next().unwrap();
         assert_eq!(old.mail.as_ref().unwrap().endpoint.hosts[0].port, 2424);

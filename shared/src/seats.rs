@@ -74,7 +74,38 @@ impl<K: Eq + Hash + Clone> Seats<K> {
     }
 }
 
-impl<K: Eq + Hash> Seat<K> {
+impl<K: Eq + Hash> Taken<K> {
+    fn give_back(&mut self, key: &K) {
+        if let Some(here) = self.by_key.get_mut(key) {
+            *here = here.saturating_sub(1);
+            if *here == 0 {
+                self.by_key.remove(key);
+            }
+        }
+    }
+}
+
+impl<K: Eq + Hash + Clone> Seat<K> {
+    /// Gives the place to another key, for which it is taken from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Full::ForKey`] when that one has all it may have; the place stays where it was.
+    pub fn move_to(&mut self, key: K) -> Result<(), Full> {
+        if key == self.key {
+            return Ok(());
+        }
+        let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = taken.by_key.get(&key).copied().unwrap_or_default();
+        if here >= taken.max_per_key {
+            return Err(Full::ForKey);
+        }
+        taken.by_key.insert(key.clone(), here.saturating_add(1));
+        taken.give_back(&self.key);
+        self.key = key;
+        Ok(())
+    }
+
     /// For whom it was taken.
     pub fn key(&self) -> &K {
         &self.key
@@ -85,12 +116,7 @@ impl<K: Eq + Hash> Drop for Seat<K> {
     fn drop(&mut self) {
         let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all = taken.all.saturating_sub(1);
-        if let Some(here) = taken.by_key.get_mut(&self.key) {
-            *here = here.saturating_sub(1);
-            if *here == 0 {
-                taken.by_key.remove(&self.key);
-            }
-        }
+        taken.give_back(&self.key);
     }
 }
 
@@ -109,6 +135,23 @@ mod tests {
         drop(first);
         assert_eq!(seats.taken(), 2);
         seats.take("ann").unwrap();
+    }
+
+    #[test]
+    fn a_seat_that_moves_counts_where_it_is() {
+        let seats = Seats::new(3, 1);
+        let mut seat = seats.take("proxy").unwrap();
+        let ann = seats.take("ann").unwrap();
+        assert_eq!(seat.move_to("ann"), Err(Full::ForKey));
+        assert_eq!(seat.key(), &"proxy");
+        drop(ann);
+        seat.move_to("ann").unwrap();
+        seat.move_to("ann").unwrap();
+        assert_eq!(seats.take("ann").unwrap_err(), Full::ForKey);
+        let _proxy = seats.take("proxy").unwrap();
+        drop(seat);
+        let _ann = seats.take("ann").unwrap();
+        assert_eq!(seats.taken(), 2);
     }
 
     #[test]

@@ -6,8 +6,11 @@
 pub mod attributes;
 pub mod command;
 pub mod data;
+pub mod dsn;
 pub mod ehlo;
+pub mod parameters;
 pub mod path;
 pub mod reply;
 pub mod xclient;
 pub mod xforward;
+pub mod xtext;

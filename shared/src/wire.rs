@@ -128,8 +128,13 @@ impl Wire {
 
     /// The same wire, whose peer and own address a trusted PROXY header named.
     pub fn on_behalf_of(mut self, peer: SocketAddr, local: SocketAddr) -> Self {
-        *self.addresses = (canonical(peer), canonical(local));
+        self.speak_for(peer, local);
         self
+    }
+
+    /// From now on, the peer and our own address are those that a trusted peer named in its protocol.
+    pub fn speak_for(&mut self, peer: SocketAddr, local: SocketAddr) {
+        *self.addresses = (canonical(peer), canonical(local));
     }
 
     /// The peer's address: the client's, where a trusted PROXY header named one. IPv4 addresses are

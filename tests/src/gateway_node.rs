@@ -15,7 +15,7 @@ use mx_gateway::serve::{Context, serve};
 use mx_gateway::spool::{Spool, Stored};
 use shared::address::Domain;
 use shared::backend::{Backend, Backends};
-use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, ProxyMode, QueueConfig};
+use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, MxKind, ProxyMode, QueueConfig};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
@@ -28,6 +28,8 @@ use crate::smtp::Smtp;
 /// What is set before a node starts.
 #[derive(Debug)]
 pub struct Settings {
+    /// What is spoken, and with whom.
+    pub kind: MxKind,
     /// Limits and names.
     pub rules: MxConfig,
     /// Certificates for STARTTLS, or for TLS from the first octet.
@@ -43,10 +45,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            kind: MxKind::Smtp,
             rules: MxConfig {
                 hostname: Domain::parse("mx.example.org").expect("a domain"),
                 postmaster: None,
                 listeners: Vec::new(),
+                trusted_networks: Vec::new(),
                 max_message_size: 50 * 1024 * 1024,
                 memory_per_message: 256 * 1024,
                 max_recipients: 1000,
@@ -128,7 +132,7 @@ impl GatewayNode {
         settings: Settings,
         opened: Option<(Spool, Vec<Stored>)>,
     ) -> Result<Self> {
-        let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout } = settings;
         let backends: Vec<Backend> = backends.into_iter().collect();
         let known: Backends = backends.iter().cloned().collect();
         let offers = Offers::new(&known, rules.max_message_size);
@@ -147,6 +151,7 @@ impl GatewayNode {
             Queue::new(spool, &stored, rules, &table.ownership, &lifecycle)
         });
         let cx = Arc::new(Context {
+            kind,
             ownership: Arc::clone(&table.ownership),
             lifecycle: lifecycle.clone(),
             rules,

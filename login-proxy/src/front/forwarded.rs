@@ -1,7 +1,7 @@
 //! What a trusted proxy or webmail in front of us says of its client (FWD-4): Dovecot's words of IMAP ID
 //! and of XCLIENT. Whom to believe is configured; who is not believed is not even listened to.
 
-use std::net::IpAddr;
+use shared::smtp::xclient;
 
 use super::Forwarded;
 
@@ -45,10 +45,10 @@ impl Forwarded {
     /// Takes one attribute in XCLIENT's words. What is malformed or unknown says nothing.
     fn take(&mut self, key: &str, value: &str) {
         match key.to_ascii_uppercase().as_str() {
-            "ADDR" => self.client_ip = ip(value).or(self.client_ip),
-            "PORT" => self.client_port = port(value).or(self.client_port),
-            "DESTADDR" => self.local_ip = ip(value).or(self.local_ip),
-            "DESTPORT" => self.local_port = port(value).or(self.local_port),
+            "ADDR" => self.client_ip = xclient::address_of(value).or(self.client_ip),
+            "PORT" => self.client_port = xclient::port_of(value).or(self.client_port),
+            "DESTADDR" => self.local_ip = xclient::address_of(value).or(self.local_ip),
+            "DESTPORT" => self.local_port = xclient::port_of(value).or(self.local_port),
             "SESSION" => {
                 let good = (1..=MAX_SESSION).contains(&value.len())
                     && value.bytes().all(|octet| octet.is_ascii_graphic());
@@ -60,18 +60,6 @@ impl Forwarded {
             _ => {}
         }
     }
-}
-
-fn ip(text: &str) -> Option<IpAddr> {
-    let bare = match text.split_at_checked(5) {
-        Some((prefix, bare)) if prefix.eq_ignore_ascii_case("IPV6:") => bare,
-        Some(_) | None => text,
-    };
-    bare.parse().ok()
-}
-
-fn port(text: &str) -> Option<u16> {
-    text.parse().ok().filter(|port| *port != 0)
 }
 
 #[cfg(test)]

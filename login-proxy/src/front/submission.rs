@@ -6,6 +6,7 @@
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::sasl::{Mechanism, Mechanisms, decode_base64, encode_base64};
 use shared::smtp::command::{self, Command, MAX_LINE};
+use shared::smtp::parameters::Takes;
 use shared::smtp::reply::Reply;
 
 use super::forwarded;
@@ -113,10 +114,10 @@ impl SubmissionFront {
             b"MAIL" | b"RCPT" | b"DATA" | b"BURL" | b"VRFY" | b"EXPN" | b"ETRN" => {
                 return self.bad(&authenticate_first(), out);
             }
-            b"BDAT" => return self.chunk(argument, out),
+            b"BDAT" => return self.chunk(line, out),
             _ => {}
         }
-        match command::parse(line) {
+        match command::parse(line, Takes::NONE) {
             Ok(Command::Noop) => say(out, &Reply::new(250, (0, 0), "Ok")),
             Ok(Command::Rset) => say(out, &Reply::new(250, (0, 0), "Ok")),
             Ok(Command::Help) => say(out, &Reply::new(214, (0, 0), "RFC 6409")),
@@ -140,9 +141,12 @@ impl SubmissionFront {
                 | Command::Mail(_)
                 | Command::Rcpt(_)
                 | Command::Data
-                | Command::Bdat
+                | Command::Bdat(_)
                 | Command::Vrfy,
             ) => return self.bad(&authenticate_first(), out),
+            Ok(Command::Lhlo(_) | Command::Xclient(_)) => {
+                return self.bad(&command::not_implemented(), out);
+            }
             Err(refusal) => return self.bad(&refusal, out),
         }
         Ok(None)
@@ -211,17 +215,18 @@ impl SubmissionFront {
     }
 
     /// A chunk follows its command unasked, and must never be read as commands.
-    fn chunk(&mut self, argument: &[u8], out: &mut Output) -> Taken {
-        let size = argument.split(|octet| *octet == b' ').next().unwrap_or_default();
-        let digits = !size.is_empty() && size.iter().all(u8::is_ascii_digit);
-        let size = std::str::from_utf8(size).ok().filter(|_| digits).and_then(|s| s.parse().ok());
-        let Some(size) = size else {
-            say(out, &Reply::new(501, (5, 4), "BDAT size [LAST]"));
-            self.state = State::Closing;
-            return Ok(Some(Step::Close));
-        };
-        self.state = State::Chunk(size);
-        self.bad(&authenticate_first(), out)
+    fn chunk(&mut self, line: &[u8], out: &mut Output) -> Taken {
+        match command::parse(line, Takes::NONE) {
+            Ok(Command::Bdat(chunk)) => {
+                self.state = State::Chunk(chunk.octets);
+                self.bad(&authenticate_first(), out)
+            }
+            Ok(_) | Err(_) => {
+                say(out, &Reply::new(501, (5, 4), "BDAT size [LAST]"));
+                self.state = State::Closing;
+                Ok(Some(Step::Close))
+            }
+        }
     }
 
     /// Refuses a command, and after too many of them the client.

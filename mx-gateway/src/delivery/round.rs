@@ -5,6 +5,7 @@ use std::sync::Arc;
 use shared::address::Address;
 use shared::backend::{Backend, BackendName};
 use shared::ownership::{Entered, Name, Refusal, Work};
+use shared::smtp::command::Addressee;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{Delivery, Recipient, Settled, Warrant};
@@ -64,11 +65,11 @@ impl Round {
     /// # Errors
     ///
     /// [`Unsent`]: it has no owner who could be sent to.
-    pub fn add(&mut self, place: usize, address: &Address, name: &Name) -> Result<(), Unsent> {
+    pub fn add(&mut self, place: usize, to: &Addressee, name: &Name) -> Result<(), Unsent> {
         match self.cx.ownership.enter_held(name, Work::Delivery) {
             Ok(Entered::Owned(owner, registration)) => {
                 let backend = Arc::clone(&owner.backend);
-                self.put(place, address, &backend, Warrant::Row(owner, registration));
+                self.put(place, to, &backend, Warrant::Row(owner, registration));
                 Ok(())
             }
             Ok(Entered::Held { account, .. }) => Err(Unsent::Held { account }),
@@ -77,8 +78,8 @@ impl Round {
     }
 
     /// Adds a recipient that goes to this backend whatever the table says.
-    pub fn add_configured(&mut self, place: usize, address: &Address, backend: &Arc<Backend>) {
-        self.put(place, address, backend, Warrant::Configured);
+    pub fn add_configured(&mut self, place: usize, to: &Addressee, backend: &Arc<Backend>) {
+        self.put(place, to, backend, Warrant::Configured);
     }
 
     /// The deliveries, to be given connections.
@@ -96,7 +97,7 @@ impl Round {
         found
     }
 
-    fn put(&mut self, place: usize, address: &Address, backend: &Arc<Backend>, warrant: Warrant) {
+    fn put(&mut self, place: usize, to: &Addressee, backend: &Arc<Backend>, warrant: Warrant) {
         let at = self.deliveries.iter().position(|d| d.backend().name == backend.name);
         let at = at.unwrap_or_else(|| {
             let (cx, letter) = (Arc::clone(&self.cx), Arc::clone(&self.letter));
@@ -104,7 +105,7 @@ impl Round {
             self.deliveries.len().saturating_sub(1)
         });
         if let Some(delivery) = self.deliveries.get_mut(at) {
-            delivery.add(Recipient { place, address: address.clone(), warrant });
+            delivery.add(Recipient { place, to: to.clone(), warrant });
         }
     }
 }

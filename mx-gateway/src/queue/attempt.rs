@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shared::smtp::command::Mail;
+use shared::smtp::command::{Addressee, Mail};
+use shared::smtp::dsn::{EnvelopeId, Notify, OriginalRecipient, Ret};
 use shared::smtp::reply::{Class, Reply};
 
 use super::failure::Refused;
@@ -105,11 +106,11 @@ struct Try<'a> {
 impl Try<'_> {
     fn add(&self, round: &mut Round, place: usize, to: &Recipient) -> Result<(), Unsent> {
         match &to.route {
-            Route::Owner => round.add(place, &to.address, &to.name),
+            Route::Owner => round.add(place, &addressee(to), &to.name),
             Route::Via(name) => {
                 let backend = self.cx.ownership.backends().get(name).cloned();
                 let backend = backend.ok_or_else(|| Unsent::NoBackend { name: name.clone() })?;
-                round.add_configured(place, &to.address, &backend);
+                round.add_configured(place, &addressee(to), &backend);
                 Ok(())
             }
         }
@@ -195,10 +196,21 @@ fn letter(stored: &Stored, message: crate::body::Message) -> Letter {
             from: envelope.from.clone(),
             size: Some(stored.octets),
             eight_bit: envelope.eight_bit,
+            smtputf8: envelope.smtputf8,
+            ret: envelope.ret.as_deref().and_then(|ret| Ret::parse(ret).ok()),
+            envid: envelope.envid.as_deref().and_then(|envid| EnvelopeId::parse(envid).ok()),
         },
         introduction: envelope.introduction.clone(),
         header: String::new(),
         message,
+    }
+}
+
+fn addressee(to: &Recipient) -> Addressee {
+    Addressee {
+        address: to.address.clone(),
+        notify: to.notify.as_deref().and_then(|notify| Notify::parse(notify).ok()),
+        orcpt: to.orcpt.as_deref().and_then(|orcpt| OriginalRecipient::parse(orcpt, true).ok()),
     }
 }
 

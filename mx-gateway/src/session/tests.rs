@@ -1,10 +1,21 @@
 //! What a client says and hears. Each conversation is cut at every octet: the cut must not matter. Longer
 //! ones are `tests/chats/smtp`.
 
+use shared::smtp::path::ForwardPath;
+
 use super::*;
 
 fn terms() -> Terms {
-    Terms { hostname: "mx.example.org".into(), max_size: 1000, starttls: true }
+    Terms {
+        hostname: "mx.example.org".into(),
+        protocol: Protocol::Smtp,
+        max_size: 1000,
+        starttls: true,
+        dsn: false,
+        smtputf8: false,
+        chunking: false,
+        trusted: false,
+    }
 }
 
 /// Says `turns` one after the other (a turn ends where a client must wait, as for 354) and returns all
@@ -61,13 +72,11 @@ fn drive(session: &mut Session, input: &mut Input, out: &mut Output) -> Option<S
 fn answer(session: &mut Session, event: &Event, out: &mut Output) {
     let reply = match event {
         Event::Mail(mail) => Reply::new(250, (1, 0), format!("{} ok", mail.from)),
-        Event::Rcpt(ForwardPath::Mailbox(to)) if to.local() == "ann" => {
-            Reply::new(250, (1, 5), "ok")
-        }
-        Event::Rcpt(ForwardPath::Mailbox(to)) if to.local() == "held" => {
-            Reply::new(451, (3, 2), "later")
-        }
-        Event::Rcpt(_) => Reply::new(550, (1, 1), "unknown"),
+        Event::Rcpt(rcpt) => match &rcpt.path {
+            ForwardPath::Mailbox(to) if to.local() == "ann" => Reply::new(250, (1, 5), "ok"),
+            ForwardPath::Mailbox(to) if to.local() == "held" => Reply::new(451, (3, 2), "later"),
+            ForwardPath::Mailbox(_) | ForwardPath::Postmaster => Reply::new(550, (1, 1), "unknown"),
+        },
         Event::Data => Reply::bare(354, "go on"),
         Event::EndOfData { flawed } => {
             if *flawed {
@@ -76,6 +85,8 @@ fn answer(session: &mut Session, event: &Event, out: &mut Output) {
                 Reply::new(250, (0, 0), "delivered")
             }
         }
+        Event::Xclient(told) if told.client_port == Some(1) => Reply::new(421, (7, 0), "full"),
+        Event::Xclient(_) => return session.begin_anew(false, out),
         Event::Body(_) | Event::Reset => return,
     };
     session.answer(&reply, out);

@@ -13,11 +13,14 @@ use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
     Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    LoginListener, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, QueueConfig, TlsConfig, raw,
+    LoginListener, MxConfig, MxKind, MxListener, NodeConfig, OwnershipConfig, ProxyMode,
+    QueueConfig, TlsConfig, raw,
 };
 use crate::address::{Address, Domain};
 use crate::backend::BackendName;
 
+/// Where everybody expects SMTP.
+const SMTP_PORT: u16 = 25;
 /// Most problems of one kind that are looked for in a file; each costs one more reading of it.
 const MAX_READINGS: usize = 50;
 
@@ -79,7 +82,7 @@ impl Parser<'_, '_> {
             self.problems.note("mx.queue.report_via", message);
         }
         self.somebody_speaks(&login, &backends);
-        self.nobody_listens_twice(&login);
+        self.nobody_listens_twice(&mx, &login);
         Config {
             node: self.node(file.node, &host),
             ownership: self.ownership(file.ownership),
@@ -187,13 +190,23 @@ impl Parser<'_, '_> {
             self.problems.note("mx.max_recipients", message);
         }
         let hostname = self.hostname("mx.hostname", &mx.hostname, host);
+        let listeners = [(MxKind::Smtp, mx.smtp), (MxKind::Lmtp, mx.lmtp)];
+        let listeners = listeners.into_iter().filter_map(|(kind, mut listener)| {
+            listener.proxy_trusted.extend(&mx.trusted_networks);
+            let config =
+                self.listener(kind.key(), listener, ListenerTls::StartTls, has_certificate)?;
+            if kind == MxKind::Lmtp && config.binds.iter().any(|bind| bind.port() == SMTP_PORT) {
+                let message = "must not be on port 25, where SMTP is expected (RFC 2033 §3)";
+                self.problems.note("mx.lmtp.listen", message);
+            }
+            Some(MxListener { kind, config })
+        });
+        let listeners = listeners.collect();
         MxConfig {
             hostname,
             postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
-            listeners: self
-                .listener("mx.smtp", mx.smtp, ListenerTls::StartTls, has_certificate)
-                .into_iter()
-                .collect(),
+            listeners,
+            trusted_networks: mx.trusted_networks,
             max_message_size: mx.max_message_size.as_u64(),
             memory_per_message: octets(mx.memory_per_message),
             max_recipients: mx.max_recipients,
@@ -267,17 +280,17 @@ impl Parser<'_, '_> {
     }
 
     /// The second would find the address in use, by ourselves.
-    fn nobody_listens_twice(&mut self, login: &LoginConfig) {
+    fn nobody_listens_twice(&mut self, mx: &MxConfig, login: &LoginConfig) {
+        let mail = mx.listeners.iter().map(|l| (l.kind.key().to_owned(), &l.config));
+        let logins = login.listeners.iter().map(|LoginListener { protocol, listener, .. }| {
+            (format!("login.{protocol}"), listener)
+        });
         let mut seen = Vec::new();
-        for LoginListener { protocol, listener, .. } in &login.listeners {
+        for (key, listener) in mail.chain(logins) {
             for bind in &listener.binds {
-                let any_port = match bind {
-                    Bind::Port(port) => *port == 0,
-                    Bind::Address(address) => address.port() == 0,
-                };
-                if seen.contains(&bind) && !any_port {
+                if seen.contains(&bind) && bind.port() != 0 {
                     let message = format!("another listener has {bind} already");
-                    self.problems.note(&format!("login.{protocol}.listen"), message);
+                    self.problems.note(&format!("{key}.listen"), message);
                 }
                 seen.push(bind);
             }

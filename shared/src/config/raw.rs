@@ -247,6 +247,8 @@ pub(super) struct Mx {
     pub(super) hostname: String,
     pub(super) postmaster: String,
     pub(super) smtp: Listener,
+    pub(super) lmtp: Listener,
+    pub(super) trusted_networks: Vec<IpNet>,
     pub(super) max_message_size: ByteSize,
     pub(super) memory_per_message: ByteSize,
     pub(super) max_recipients: usize,
@@ -291,6 +293,8 @@ impl Default for Mx {
             hostname: String::new(),
             postmaster: String::new(),
             smtp: Listener::default(),
+            lmtp: Listener::default(),
+            trusted_networks: Vec::new(),
             max_message_size: ByteSize::mib(50),
             memory_per_message: ByteSize::kib(256),
             max_recipients: 1000,
@@ -480,7 +484,11 @@ mod tests {
         unset(&mut file.ownership.listen_url_file);
         unset(&mut file.tls.ticket_key_file);
         let default = File {
-            mx: Mx { smtp: listener(ListenerTls::StartTls), ..Mx::default() },
+            mx: Mx {
+                smtp: listener(ListenerTls::StartTls),
+                lmtp: listener(ListenerTls::StartTls),
+                ..Mx::default()
+            },
             login: Login {
                 imap: listener(ListenerTls::StartTls),
                 imaps: listener(ListenerTls::Implicit),
@@ -534,6 +542,7 @@ mod tests {
             "mx",
             "mx.smtp",
             "mx.queue",
+            "mx.lmtp",
             "login",
             "login.imap",
             "login.imaps",

@@ -38,7 +38,7 @@ impl Config {
     }
 
     fn listeners(&self) -> Vec<(&str, &ListenerConfig)> {
-        let mail = self.mx.listeners.iter().map(|listener| ("mx.smtp", listener));
+        let mail = self.mx.listeners.iter().map(|mx| (mx.kind.key(), &mx.config));
         let logins = self.login.listeners.iter().map(|login| (&*login.key, &login.listener));
         mail.chain(logins).collect()
     }

@@ -1,7 +1,8 @@
 //! The attributes of XCLIENT and XFORWARD, `NAME=value`, in as many commands as they need.
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+
+use super::xtext;
 
 /// Longest command in octets with its line end: Postfix takes no more.
 pub const MAX_LINE: usize = 512;
@@ -17,7 +18,7 @@ pub(super) fn commands<'a>(
     let mut commands = Vec::new();
     let mut command = String::new();
     for (name, value) in attributes {
-        let Some(value) = value.map(|value| xtext(&value)) else { continue };
+        let Some(value) = value.map(|value| xtext::encode(&value)) else { continue };
         if value.len() > MAX_VALUE {
             continue;
         }
@@ -46,33 +47,5 @@ pub(super) fn address(ip: IpAddr) -> String {
     match ip {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("IPV6:{v6}"),
-    }
-}
-
-/// Printable ASCII as it is, all else as `+XX` (RFC 3461 §4).
-fn xtext(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for octet in text.bytes() {
-        match octet {
-            b'+' | b'=' => {}
-            b'!'..=b'~' => {
-                encoded.push(char::from(octet));
-                continue;
-            }
-            _ => {}
-        }
-        // Writing to a String does not fail.
-        let _ = write!(encoded, "+{octet:02X}");
-    }
-    encoded
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_cannot_end_its_attribute_or_its_line() {
-        assert_eq!(xtext("a b\r\n=+é"), "a+20b+0D+0A+3D+2B+C3+A9");
     }
 }

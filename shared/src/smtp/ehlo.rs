@@ -1,5 +1,7 @@
 //! What a server offers in its answer to EHLO or LHLO (RFC 5321 §4.1.1.1).
 
+use super::parameters::Takes;
+
 /// A server's extensions, as far as a delivery uses them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a keyword that is there or not")]
@@ -62,6 +64,12 @@ impl Extensions {
             "MAILMAX" => self.mail_max = Some(value),
             _ => {}
         }
+    }
+
+    /// The parameters that MAIL and RCPT may have.
+    pub fn takes(&self) -> Takes {
+        let Self { takes_size: size, eight_bit, smtputf8, dsn, .. } = *self;
+        Takes { size, eight_bit, smtputf8, dsn }
     }
 
     /// True when a message of `octets` is larger than the server takes.

@@ -41,7 +41,7 @@ pub enum PathError {
     /// An address literal: no domain of ours.
     #[error("address literal")]
     Literal,
-    /// Not ASCII, and SMTPUTF8 was not offered.
+    /// Not ASCII, and SMTPUTF8 was not said.
     #[error("not ASCII")]
     NotAscii,
     /// Longer than any path.
@@ -93,9 +93,15 @@ impl ReversePath {
     ///
     /// A [`PathError`].
     pub fn parse(path: &str) -> Result<Self, PathError> {
-        if !path.is_ascii() {
-            return Err(PathError::NotAscii);
-        }
+        if path.is_ascii() { Self::parse_utf8(path) } else { Err(PathError::NotAscii) }
+    }
+
+    /// The same where SMTPUTF8 is spoken (RFC 6531 §3.3).
+    ///
+    /// # Errors
+    ///
+    /// A [`PathError`].
+    pub fn parse_utf8(path: &str) -> Result<Self, PathError> {
         let mailbox = without_route(path);
         if path.is_empty() {
             return Ok(Self::Null);
@@ -106,7 +112,7 @@ impl ReversePath {
             None => (mailbox, "localhost"),
         };
         let domain = if is_literal(domain) { "localhost" } else { domain };
-        Address::parse(&format!("{local}@{domain}"))?;
+        Address::parse_utf8(&format!("{local}@{domain}"))?;
         Ok(Self::Mailbox(mailbox.into()))
     }
 }
@@ -118,9 +124,15 @@ impl ForwardPath {
     ///
     /// A [`PathError`].
     pub fn parse(path: &str) -> Result<Self, PathError> {
-        if !path.is_ascii() {
-            return Err(PathError::NotAscii);
-        }
+        if path.is_ascii() { Self::parse_utf8(path) } else { Err(PathError::NotAscii) }
+    }
+
+    /// The same where SMTPUTF8 is spoken (RFC 6531 §3.3).
+    ///
+    /// # Errors
+    ///
+    /// A [`PathError`].
+    pub fn parse_utf8(path: &str) -> Result<Self, PathError> {
         let mailbox = without_route(path);
         if mailbox.eq_ignore_ascii_case("postmaster") {
             return Ok(Self::Postmaster);
@@ -128,7 +140,7 @@ impl ForwardPath {
         if mailbox.rsplit_once('@').is_some_and(|(_, domain)| is_literal(domain)) {
             return Err(PathError::Literal);
         }
-        Ok(Self::Mailbox(Address::parse(mailbox)?))
+        Ok(Self::Mailbox(Address::parse_utf8(mailbox)?))
     }
 }
 

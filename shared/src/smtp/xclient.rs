@@ -1,18 +1,28 @@
-//! XCLIENT: telling a server that believes us who the client is (Postfix's, with Dovecot's additions).
+//! XCLIENT: telling a server that believes us who the client is (Postfix's, with Dovecot's additions), and
+//! hearing it from a server that we believe.
 //!
 //! Only attributes that are offered are sent: Postfix refuses the whole command for one that it does not
 //! know. LOGIN is never sent: it would make the client an authenticated one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::attributes::{self, address, port};
 use super::ehlo::Extensions;
+use super::reply::Reply;
+use super::xtext;
 use crate::address::Domain;
 
 /// What is said of a name that was not looked up: better than our own. `[UNAVAILABLE]` would say that the
 /// client has none for good, and a server may refuse such clients for good (`unknown_client_reject_code =
 /// 550`); on this, Postfix's `reject_unknown_client_hostname` and its like can do no more than defer (450).
 const NOT_LOOKED_UP: &str = "[TEMPUNAVAIL]";
+/// What stands for a value that is not known, for good or for now.
+const UNKNOWN: [&str; 2] = ["[UNAVAILABLE]", "[TEMPUNAVAIL]"];
+/// Longest name that is taken, in octets.
+const MAX_NAME: usize = 255;
+
+/// The attributes that are heard, as EHLO offers them. LOGIN is not: nobody is authenticated here.
+pub const HEARD: &str = "XCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT";
 
 /// Who a client is.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +48,100 @@ pub struct Login<'a> {
     pub ttl: u8,
     /// The client's connection is secured.
     pub secured: bool,
+}
+
+/// What a server that we believe has told of its client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The client's name by the DNS.
+    pub name: Option<Box<str>>,
+    /// The client's address.
+    pub client_ip: Option<IpAddr>,
+    /// The client's port.
+    pub client_port: Option<u16>,
+    /// The name the client gave.
+    pub helo: Option<Box<str>>,
+    /// The client speaks ESMTP.
+    pub extended: Option<bool>,
+    /// The address the client connected to.
+    pub local_ip: Option<IpAddr>,
+    /// The port the client connected to.
+    pub local_port: Option<u16>,
+}
+
+impl Told {
+    /// This, and what another command says: `KEY=value`, separated by spaces, each value in xtext.
+    ///
+    /// # Errors
+    ///
+    /// The reply that a command deserves which says nothing, or what is unknown or malformed.
+    pub fn and(&self, attributes: &str) -> Result<Self, Reply> {
+        let mut told = self.clone();
+        let mut attributes = attributes.split(' ').filter(|word| !word.is_empty()).peekable();
+        if attributes.peek().is_none() {
+            return Err(Reply::new(501, (5, 4), "XCLIENT attribute=value"));
+        }
+        for attribute in attributes {
+            let (key, value) = attribute.split_once('=').unwrap_or((attribute, ""));
+            told.take(&key.to_ascii_uppercase(), value)?;
+        }
+        Ok(told)
+    }
+
+    fn take(&mut self, key: &str, value: &str) -> Result<(), Reply> {
+        let bad = || Reply::new(501, (5, 4), "Bad XCLIENT value");
+        let value = xtext::decode(value).and_then(|value| String::from_utf8(value).ok());
+        let value = value.ok_or_else(bad)?;
+        let known = !UNKNOWN.iter().any(|unknown| unknown.eq_ignore_ascii_case(&value));
+        let value = known.then_some(&*value);
+        match key {
+            "NAME" => self.name = each(value, name_of).ok_or_else(bad)?,
+            "ADDR" => self.client_ip = each(value, address_of).ok_or_else(bad)?,
+            "PORT" => self.client_port = each(value, port_of).ok_or_else(bad)?,
+            "HELO" => self.helo = each(value, name_of).ok_or_else(bad)?,
+            "PROTO" => self.extended = each(value, protocol_of).ok_or_else(bad)?,
+            "DESTADDR" => self.local_ip = each(value, address_of).ok_or_else(bad)?,
+            "DESTPORT" => self.local_port = each(value, port_of).ok_or_else(bad)?,
+            _ => return Err(Reply::new(501, (5, 4), "Unknown XCLIENT attribute")),
+        }
+        Ok(())
+    }
+}
+
+/// A known value that is well-formed, an unknown one, or nothing for a malformed one.
+#[expect(clippy::option_option, reason = "malformed, unknown and known are three")]
+fn each<T>(value: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
+    match value {
+        Some(value) => parse(value).map(Some),
+        None => Some(None),
+    }
+}
+
+fn name_of(value: &str) -> Option<Box<str>> {
+    let good = (1..=MAX_NAME).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic());
+    good.then(|| value.into())
+}
+
+fn protocol_of(value: &str) -> Option<bool> {
+    match value.to_ascii_uppercase().as_str() {
+        "SMTP" => Some(false),
+        "ESMTP" => Some(true),
+        _ => None,
+    }
+}
+
+/// An address in XCLIENT's words, with or without the prefix of IPv6.
+pub fn address_of(value: &str) -> Option<IpAddr> {
+    let bare = match value.split_at_checked(5) {
+        Some((prefix, bare)) if prefix.eq_ignore_ascii_case("IPV6:") => bare,
+        Some(_) | None => value,
+    };
+    bare.parse().ok()
+}
+
+/// A port that is one.
+pub fn port_of(value: &str) -> Option<u16> {
+    value.parse().ok().filter(|port| *port != 0)
 }
 
 /// The commands that say it, each with its line end; none where the server does not take an address.
@@ -143,6 +247,65 @@ mod tests {
             let lines = said(POSTFIX, helo, None);
             assert!(lines.iter().all(|line| line.len() <= MAX_LINE), "{lines:?}");
             assert!(lines.last().unwrap().ends_with(" ADDR=IPV6:2001:db8::7\r\n"), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_heard_adds_up_and_what_is_unknown_is_unsaid() {
+        let told = Told::default()
+            .and("NAME=mail.example.net HELO=[192.0.2.7] proto=ESMTP PORT=4711 DESTPORT=25")
+            .unwrap();
+        let told = told.and("ADDR=IPV6:2001:db8::7 DESTADDR=192.0.2.1").unwrap();
+        let expected = Told {
+            name: Some("mail.example.net".into()),
+            client_ip: "2001:db8::7".parse().ok(),
+            client_port: Some(4711),
+            helo: Some("[192.0.2.7]".into()),
+            extended: Some(true),
+            local_ip: "192.0.2.1".parse().ok(),
+            local_port: Some(25),
+        };
+        assert_eq!(told, expected);
+        let told = told.and("NAME=[UNAVAILABLE] helo=[tempunavail] ADDR=9.9.9.9").unwrap();
+        assert_eq!((told.name, told.helo, told.client_ip), (None, None, "9.9.9.9".parse().ok()));
+    }
+
+    #[test]
+    fn what_we_say_is_heard() {
+        let mut offered = Extensions::default();
+        offered.add(HEARD);
+        let (client, local) = ("[2001:db8::7]:4711", "192.0.2.1:25");
+        let (client, local) = (client.parse().unwrap(), local.parse().unwrap());
+        let subject = Subject { client, local, helo: "c.example", extended: false, login: None };
+        for line in commands(&offered, subject) {
+            let told = Told::default().and(line.trim_end().strip_prefix("XCLIENT ").unwrap());
+            let told = told.unwrap();
+            assert_eq!((told.client_ip, told.local_port), (Some(client.ip()), Some(25)));
+            assert_eq!((told.helo.as_deref(), told.extended), (Some("c.example"), Some(false)));
+        }
+    }
+
+    #[test]
+    fn what_is_malformed_or_unknown_is_refused() {
+        for bad in [
+            "",
+            " ",
+            "ADDR",
+            "ADDR=",
+            "ADDR=nobody",
+            "PORT=0",
+            "PORT=65536",
+            "PROTO=LMTP",
+            "HELO=a+20b",
+            "HELO=a+0D+0AQUIT",
+            "NAME=+",
+            "LOGIN=ann",
+            "SESSION=x",
+            "FOO=bar",
+            "=x",
+            "ADDR=192.0.2.1 ADDR=x",
+        ] {
+            assert!(Told::default().and(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -11,8 +11,9 @@ use shared::sasl::{
     encode_bearer, encode_plain, names_in_token,
 };
 use shared::smtp::attributes;
-use shared::smtp::command::{self, Command, Mail};
+use shared::smtp::command::{self, Addressee, Command, Rcpt};
 use shared::smtp::ehlo::Extensions as Offered;
+use shared::smtp::parameters::Takes;
 use shared::smtp::path::{self, ForwardPath, ReversePath};
 use shared::smtp::reply::{Reply, ReplyLine};
 use shared::smtp::xclient::{self, Login, Subject};
@@ -20,9 +21,31 @@ use shared::smtp::xforward;
 
 /// A line of a client, and of a server.
 pub(super) fn smtp_command(octets: &[u8]) {
-    match command::parse(octets) {
-        Ok(Command::Mail(Mail { from: ReversePath::Mailbox(path), .. })) => one_argument(&path),
-        Ok(Command::Rcpt(ForwardPath::Mailbox(to))) => one_argument(&to.to_string()),
+    for takes in [Takes::NONE, Takes::ALL] {
+        client_line(octets, takes);
+    }
+    if let Some(line) = ReplyLine::parse(octets) {
+        one_line(&Reply::of_lines(line.code, line.text).to_string());
+    }
+}
+
+/// What is said again with all its parameters is the same command.
+fn client_line(octets: &[u8], takes: Takes) {
+    match command::parse(octets, takes) {
+        Ok(Command::Mail(mail)) => {
+            if let ReversePath::Mailbox(path) = &mail.from {
+                one_argument(path);
+            }
+            again(&mail.command(Takes::ALL), &Command::Mail(mail));
+        }
+        Ok(Command::Rcpt(rcpt)) => {
+            if let ForwardPath::Mailbox(to) = &rcpt.path {
+                one_argument(&to.to_string());
+                let Rcpt { notify, orcpt, .. } = rcpt.clone();
+                let said = Addressee { address: to.clone(), notify, orcpt }.command(Takes::ALL);
+                again(&said, &Command::Rcpt(rcpt));
+            }
+        }
         Ok(Command::Ehlo(name) | Command::Helo(name)) => {
             assert!(name.bytes().all(|octet| octet.is_ascii_graphic()));
             told(&name);
@@ -30,9 +53,12 @@ pub(super) fn smtp_command(octets: &[u8]) {
         Ok(_) => {}
         Err(refusal) => one_line(&refusal.to_string()),
     }
-    if let Some(line) = ReplyLine::parse(octets) {
-        one_line(&Reply::of_lines(line.code, line.text).to_string());
-    }
+}
+
+fn again(said: &str, command: &Command) {
+    let line = said.strip_suffix("\r\n").expect("a line end");
+    one_line(line);
+    assert_eq!(command::parse(line.as_bytes(), Takes::ALL).as_ref(), Ok(command), "{line}");
 }
 
 /// A path that is sent on is read as one by the next server.

@@ -1,6 +1,6 @@
 //! The gateway's SMTP session and a driver that has no sockets.
 
-use mx_gateway::session::{Event, Session, Terms};
+use mx_gateway::session::{Event, Protocol, Session, Terms};
 use shared::dialogue::{Dialogue, Input, Output, Step, Violation};
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::Reply;
@@ -43,7 +43,16 @@ pub(super) fn smtp_session(octets: &[u8]) {
 }
 
 fn play<'a>(cut: &Cut<'a>, pieces: impl Fn(&'a [u8]) -> Vec<&'a [u8]>) -> Played {
-    let terms = Terms { hostname: "mx.example.org".into(), max_size: 1000, starttls: !cut.has(1) };
+    let terms = Terms {
+        hostname: "mx.example.org".into(),
+        protocol: if cut.has(3) { Protocol::Lmtp } else { Protocol::Smtp },
+        max_size: 1000,
+        starttls: !cut.has(1),
+        dsn: cut.has(4),
+        smtputf8: cut.has(4),
+        chunking: !cut.has(5),
+        trusted: cut.has(6),
+    };
     let mut played = Played {
         session: Session::new(terms, cut.has(0)),
         input: Input::default(),
@@ -111,13 +120,15 @@ impl Played {
         let reply = match &event {
             Event::Body(octets) => return self.body.extend(octets),
             Event::Mail(mail) => Reply::new(250, (1, 0), format!("{} ok", mail.from)),
-            Event::Rcpt(ForwardPath::Mailbox(to)) => match to.local() {
-                "held" => Reply::new(451, (3, 2), "later"),
-                "busy" => Reply::new(421, (3, 2), "bye"),
-                "nobody" => Reply::new(550, (1, 1), "unknown"),
-                _ => Reply::new(250, (1, 5), "ok"),
+            Event::Rcpt(rcpt) => match &rcpt.path {
+                ForwardPath::Postmaster => Reply::new(250, (1, 5), "ok"),
+                ForwardPath::Mailbox(to) => match to.local() {
+                    "held" => Reply::new(451, (3, 2), "later"),
+                    "busy" => Reply::new(421, (3, 2), "bye"),
+                    "nobody" => Reply::new(550, (1, 1), "unknown"),
+                    _ => Reply::new(250, (1, 5), "ok"),
+                },
             },
-            Event::Rcpt(ForwardPath::Postmaster) => Reply::new(250, (1, 5), "ok"),
             Event::Data => {
                 self.hasty |= self.is_ahead();
                 Reply::bare(354, "go on")
@@ -125,6 +136,11 @@ impl Played {
             Event::EndOfData { flawed: true } => Reply::new(550, (6, 0), "flawed"),
             Event::EndOfData { flawed: false } => Reply::new(250, (0, 0), "delivered"),
             Event::Reset => return self.asked.push("reset".to_owned()),
+            Event::Xclient(told) => {
+                self.asked.push(format!("{event:?}"));
+                let trusted = told.client_ip.is_some_and(|ip| ip.is_loopback());
+                return self.session.begin_anew(trusted, &mut self.out);
+            }
         };
         self.asked.push(format!("{event:?}"));
         self.session.answer(&reply, &mut self.out);

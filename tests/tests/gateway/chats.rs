@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use mx_gateway::refusal;
-use mx_gateway::session::{Event, Session, Terms};
+use mx_gateway::session::{Event, Protocol, Session, Terms};
 use shared::address::Address;
 use shared::dialogue::Output;
 use shared::ownership::Refusal;
+use shared::smtp::command::Rcpt;
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::Reply;
 use tests::chat::{Octets, Prompter, Script, escape};
@@ -69,6 +70,11 @@ impl Prompter for Driver {
             hostname: HOST.into(),
             max_size: Settings::default().rules.max_message_size,
             starttls: has_starttls(with).expect("clear or starttls"),
+            protocol: Protocol::Smtp,
+            dsn: false,
+            smtputf8: false,
+            chunking: true,
+            trusted: false,
         };
         let mut session = Session::new(terms, false);
         session.greet(false, output);
@@ -85,10 +91,18 @@ impl Prompter for Driver {
                     if mail.eight_bit { " 8BITMIME" } else { "" }
                 )
             }
-            Event::Rcpt(ForwardPath::Mailbox(to)) => format!("Rcpt(<{to}>)"),
-            Event::Rcpt(ForwardPath::Postmaster) => "Rcpt(<postmaster>)".to_owned(),
+            Event::Rcpt(Rcpt { path, notify, orcpt }) => {
+                let to = match path {
+                    ForwardPath::Mailbox(to) => to.to_string(),
+                    ForwardPath::Postmaster => "postmaster".to_owned(),
+                };
+                let notify = notify.as_ref().map(|n| format!(" NOTIFY={n}")).unwrap_or_default();
+                let orcpt = orcpt.as_ref().map(|o| format!(" ORCPT={o}")).unwrap_or_default();
+                format!("Rcpt(<{to}>{notify}{orcpt})")
+            }
             Event::EndOfData { flawed: true } => "EndOfData(flawed)".to_owned(),
             Event::EndOfData { flawed: false } => format!("EndOfData({})", escape(&self.content)),
+            Event::Xclient(told) => format!("Xclient({})", told.client_ip?),
             Event::Data | Event::Body(_) | Event::Reset => return None,
         })
     }
@@ -102,7 +116,7 @@ impl Prompter for Driver {
     ) {
         let reply = match event {
             Event::Mail(_) => Reply::new(250, (1, 0), "Sender ok"),
-            Event::Rcpt(path) => Self::rcpt(&path),
+            Event::Rcpt(rcpt) => Self::rcpt(&rcpt.path),
             Event::Data => Reply::bare(354, "End data with <CR><LF>.<CR><LF>"),
             Event::Body(octets) => return self.content.extend(octets),
             Event::EndOfData { flawed } => {
@@ -113,6 +127,7 @@ impl Prompter for Driver {
                     Reply::new(250, (0, 0), "Ok, delivered as id")
                 }
             }
+            Event::Xclient(_) => return session.begin_anew(false, output),
             Event::Reset => return,
         };
         session.answer(&reply, output);

@@ -10,7 +10,7 @@ use mx_gateway::body::{Body, Limits, Memory, Message};
 use mx_gateway::delivery::{Connection, DeliveryError, Introduction};
 use shared::address::Address;
 use shared::backend::MailEndpoint;
-use shared::smtp::command::Mail;
+use shared::smtp::command::{Addressee, Mail};
 use shared::smtp::path::ReversePath;
 use tests::patience::PATIENCE;
 use tests::sink::Answer;
@@ -36,11 +36,11 @@ fn endpoint(sink: &Sink) -> MailEndpoint {
 
 fn mail() -> Mail {
     let from = ReversePath::parse(SENDER).expect("a path");
-    Mail { from, size: None, eight_bit: false }
+    Mail::new(from)
 }
 
-fn address(text: &str) -> Address {
-    Address::parse(text).expect("an address")
+fn address(text: &str) -> Addressee {
+    Address::parse(text).expect("an address").into()
 }
 
 /// The same, with BDAT.

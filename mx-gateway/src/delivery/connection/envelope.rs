@@ -3,8 +3,7 @@
 
 use std::collections::VecDeque;
 
-use shared::address::Address;
-use shared::smtp::command::Mail;
+use shared::smtp::command::{Addressee, Mail};
 use shared::smtp::reply::{Class, Reply};
 
 use super::{Connection, DeliveryError, Introduction};
@@ -33,7 +32,7 @@ impl Connection {
         &mut self,
         introduction: &Introduction,
         mail: &Mail,
-        to: &[&Address],
+        to: &[&Addressee],
     ) -> Result<(Reply, Vec<Reply>), DeliveryError> {
         self.transactions = self.transactions.saturating_add(1);
         self.recipients = 0;
@@ -77,17 +76,17 @@ impl Connection {
         &mut self,
         introduction: &Introduction,
         mail: &Mail,
-        to: &[&Address],
+        to: &[&Addressee],
     ) -> Vec<(Said, String)> {
         let mut commands: Vec<_> = self
             .forwarded(introduction)
             .into_iter()
             .map(|command| (Said::Forward, command))
             .collect();
-        commands.push((Said::Mail, self.mail(mail)));
+        commands.push((Said::Mail, mail.command(self.offered.takes())));
         for to in to {
             if self.may_add() {
-                commands.push((Said::Rcpt, self.rcpt(to)));
+                commands.push((Said::Rcpt, to.command(self.offered.takes())));
             }
         }
         commands
@@ -98,11 +97,11 @@ impl Connection {
     /// # Errors
     ///
     /// A [`DeliveryError`]; the connection is over.
-    pub async fn add(&mut self, to: &Address) -> Result<Reply, DeliveryError> {
+    pub async fn add(&mut self, to: &Addressee) -> Result<Reply, DeliveryError> {
         if !self.may_add() {
             return Ok(too_many());
         }
-        let command = self.rcpt(to);
+        let command = to.command(self.offered.takes());
         self.wire.say(command).await?;
         let reply = self.reply().await?;
         Ok(self.counted(reply))
@@ -128,27 +127,6 @@ impl Connection {
     fn counted(&mut self, reply: Reply) -> Reply {
         self.refusals = self.refusals.saturating_add(u32::from(reply.class() != Class::Accepted));
         reply
-    }
-
-    /// MAIL, with the parameters that are offered. This is the place for RET and ENVID (`offered.dsn`) and
-    /// SMTPUTF8 (`offered.smtputf8`).
-    fn mail(&self, mail: &Mail) -> String {
-        let mut command = format!("MAIL FROM:{}", mail.from);
-        if let (Some(size), true) = (mail.size, self.offered.takes_size) {
-            command = format!("{command} SIZE={size}");
-        }
-        // Sent as it is where the owner does not say that it takes 8-bit; changing it would break signatures.
-        if mail.eight_bit && self.offered.eight_bit {
-            command.push_str(" BODY=8BITMIME");
-        }
-        command.push_str("\r\n");
-        command
-    }
-
-    /// RCPT, with the parameters that are offered. This is the place for NOTIFY and ORCPT (`offered.dsn`).
-    #[expect(clippy::unused_self, reason = "what is offered decides on parameters")]
-    fn rcpt(&self, to: &Address) -> String {
-        format!("RCPT TO:<{to}>\r\n")
     }
 }
 

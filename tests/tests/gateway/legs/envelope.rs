@@ -9,11 +9,11 @@ use super::*;
 /// Replies that a client may leave unread at most.
 const MOST_AHEAD: usize = 100;
 
-fn crowd(count: usize) -> Vec<Address> {
+fn crowd(count: usize) -> Vec<Addressee> {
     (0..count).map(|number| address(&format!("r{number}@example.org"))).collect()
 }
 
-async fn begun(sink: &Sink, to: &[Address]) -> Result<(Answered, Vec<Answered>), DeliveryError> {
+async fn begun(sink: &Sink, to: &[Addressee]) -> Result<(Answered, Vec<Answered>), DeliveryError> {
     let mut connection = Connection::open(&endpoint(sink), "mx.example.org", None).await?;
     connection.begin(&introduction(), &mail(), &to.iter().collect::<Vec<_>>()).await
 }
