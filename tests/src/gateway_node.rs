@@ -37,6 +37,8 @@ pub struct Settings {
     pub proxied: bool,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
+    /// Connections open at once from one address.
+    pub max_per_address: usize,
 }
 
 impl Default for Settings {
@@ -60,6 +62,7 @@ impl Default for Settings {
             implicit_tls: false,
             proxied: false,
             ask_timeout: PATIENCE,
+            max_per_address: 1000,
         }
     }
 }
@@ -95,7 +98,8 @@ impl GatewayNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
-        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, max_per_address } =
+            settings;
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -103,7 +107,7 @@ impl GatewayNode {
             proxy: if proxied { ProxyMode::Required } else { ProxyMode::Off },
             proxy_trusted: vec!["127.0.0.0/8".parse()?],
             max_connections: 1000,
-            max_per_address: 1000,
+            max_per_address,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
         let cx = Arc::new(Context {
