@@ -478,6 +478,37 @@ imaps = { listen = ["[::1]:993"] }
     }
 
     #[test]
+    fn the_gateway_listens_by_smtp_and_by_lmtp_and_by_lmtp_never_on_port_25() {
+        let with = |lmtp: &str| {
+            let mx = format!("lmtp = {{ listen = [{lmtp}] }}\n[login]");
+            GOOD.replacen("[login]", &mx, 1)
+        };
+        let config = Config::parse(Path::new("mailshift.toml"), &with("\"[::1]:24\"")).unwrap();
+        assert_eq!(config.mx.listener(MxKind::Lmtp).unwrap().binds[0].port(), 24);
+        assert_eq!(config.mx.listener(MxKind::Smtp).unwrap().binds[0].port(), 25);
+        for port_25 in ["\"[::1]:25\"", "\":24\", \":25\""] {
+            let problems = problems(&with(port_25)).join("\n");
+            assert!(problems.contains("must not be on port 25"), "{problems}");
+        }
+        let problems = problems(&with("\"127.0.0.1:2525\"")).join("\n");
+        assert!(problems.contains("another listener has 127.0.0.1:2525 already"), "{problems}");
+    }
+
+    #[test]
+    fn who_may_name_its_clients_by_xclient_may_do_so_by_proxy() {
+        let text = GOOD.replace(
+            "smtp = { listen = [\":25\", \"127.0.0.1:2525\"] }",
+            "smtp = { listen = [\":25\"], proxy_protocol = \"optional\" }\n\
+             trusted_networks = [\"192.0.2.0/24\"]",
+        );
+        let config = Config::parse(Path::new("mailshift.toml"), &text).unwrap();
+        let edge = "192.0.2.7".parse().unwrap();
+        assert!(config.mx.is_trusted(edge) && !config.mx.is_trusted("192.0.3.7".parse().unwrap()));
+        let smtp = config.mx.listener(MxKind::Smtp).unwrap();
+        assert!(smtp.proxy_trusted.iter().any(|network| network.contains(&edge)));
+    }
+
+    #[test]
     fn every_problem_is_named_with_file_line_key_and_nearest_key() {
         let text = r#"
 [ownership]

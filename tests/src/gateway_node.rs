@@ -40,6 +40,8 @@ pub struct Settings {
     pub proxied: bool,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
+    /// Connections open at once from one address.
+    pub max_per_address: usize,
 }
 
 impl Default for Settings {
@@ -71,6 +73,7 @@ impl Default for Settings {
             implicit_tls: false,
             proxied: false,
             ask_timeout: PATIENCE,
+            max_per_address: 1000,
         }
     }
 }
@@ -132,7 +135,8 @@ impl GatewayNode {
         settings: Settings,
         opened: Option<(Spool, Vec<Stored>)>,
     ) -> Result<Self> {
-        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, max_per_address } =
+            settings;
         let backends: Vec<Backend> = backends.into_iter().collect();
         let known: Backends = backends.iter().cloned().collect();
         let offers = Offers::new(&known, rules.max_message_size);
@@ -143,7 +147,7 @@ impl GatewayNode {
             proxy: if proxied { ProxyMode::Required } else { ProxyMode::Off },
             proxy_trusted: vec!["127.0.0.0/8".parse()?],
             max_connections: 1000,
-            max_per_address: 1000,
+            max_per_address,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
         let queue = opened.map(|(spool, stored)| {

@@ -1,6 +1,9 @@
 //! What a client says and hears. Each conversation is cut at every octet: the cut must not matter. Longer
 //! ones are `tests/chats/smtp`.
 
+mod chunks;
+mod extensions;
+
 use shared::smtp::path::ForwardPath;
 
 use super::*;
@@ -21,10 +24,15 @@ fn terms() -> Terms {
 /// Says `turns` one after the other (a turn ends where a client must wait, as for 354) and returns all
 /// replies. RCPT is accepted for ann, refused for now for held, and refused for others.
 fn converse(turns: &[&str]) -> String {
-    let whole = outcome(turns, 0, 0);
+    converse_on(&terms(), turns)
+}
+
+/// The same on other terms.
+fn converse_on(terms: &Terms, turns: &[&str]) -> String {
+    let whole = outcome(terms, turns, 0, 0);
     for (turn, octets) in turns.iter().enumerate() {
         for cut in 1..octets.len() {
-            assert_eq!(outcome(turns, turn, cut), whole, "turn {turn} cut at {cut}");
+            assert_eq!(outcome(terms, turns, turn, cut), whole, "turn {turn} cut at {cut}");
         }
     }
     whole
@@ -32,11 +40,11 @@ fn converse(turns: &[&str]) -> String {
 
 /// The same without cuts, for long conversations.
 fn converse_whole(turns: &[&str]) -> String {
-    outcome(turns, 0, 0)
+    outcome(&terms(), turns, 0, 0)
 }
 
-fn outcome(turns: &[&str], turn_cut: usize, cut: usize) -> String {
-    let mut session = Session::new(terms(), false);
+fn outcome(terms: &Terms, turns: &[&str], turn_cut: usize, cut: usize) -> String {
+    let mut session = Session::new(terms.clone(), false);
     let (mut input, mut out) = (Input::default(), Output::default());
     session.greet(false, &mut out);
     for (turn, octets) in turns.iter().enumerate() {

@@ -16,7 +16,7 @@ use shared::smtp::ehlo::Extensions as Offered;
 use shared::smtp::parameters::Takes;
 use shared::smtp::path::{self, ForwardPath, ReversePath};
 use shared::smtp::reply::{Reply, ReplyLine};
-use shared::smtp::xclient::{self, Login, Subject};
+use shared::smtp::xclient::{self, Login, Subject, Told};
 use shared::smtp::xforward;
 
 /// A line of a client, and of a server.
@@ -46,7 +46,14 @@ fn client_line(octets: &[u8], takes: Takes) {
                 again(&said, &Command::Rcpt(rcpt));
             }
         }
-        Ok(Command::Ehlo(name) | Command::Helo(name)) => {
+        Ok(Command::Xclient(attributes)) => match Told::default().and(&attributes) {
+            Ok(Told { name, helo, .. }) => {
+                let names = [name, helo].into_iter().flatten();
+                names.for_each(|name| assert!(name.bytes().all(|b| b.is_ascii_graphic())));
+            }
+            Err(refusal) => one_line(&refusal.to_string()),
+        },
+        Ok(Command::Ehlo(name) | Command::Helo(name) | Command::Lhlo(name)) => {
             assert!(name.bytes().all(|octet| octet.is_ascii_graphic()));
             told(&name);
         }

@@ -11,6 +11,9 @@ use super::pieces::Cut;
 /// Most octets that may wait for a client: the measure after which a session answers no more, and one answer.
 const MAX_QUEUED: usize = 20 * 1024;
 
+/// Recipients that the driver accepts: by LMTP each has an answer to the message.
+const MAX_RECIPIENTS: usize = 100;
+
 /// One session, driven.
 struct Played {
     session: Session,
@@ -22,6 +25,8 @@ struct Played {
     asked: Vec<String>,
     body: Vec<u8>,
     end: Option<&'static str>,
+    /// Recipients accepted in the transaction.
+    recipients: usize,
     /// Octets that the client says before its next wait.
     under_way: usize,
     /// It did not wait where it must, so what happens depends on how its octets arrive.
@@ -61,6 +66,7 @@ fn play<'a>(cut: &Cut<'a>, pieces: impl Fn(&'a [u8]) -> Vec<&'a [u8]>) -> Played
         asked: Vec::new(),
         body: Vec::new(),
         end: None,
+        recipients: 0,
         under_way: 0,
         hasty: false,
     };
@@ -119,7 +125,13 @@ impl Played {
     fn answer(&mut self, event: Event) {
         let reply = match &event {
             Event::Body(octets) => return self.body.extend(octets),
-            Event::Mail(mail) => Reply::new(250, (1, 0), format!("{} ok", mail.from)),
+            Event::Mail(mail) => {
+                self.recipients = 0;
+                Reply::new(250, (1, 0), format!("{} ok", mail.from))
+            }
+            Event::Rcpt(_) if self.recipients == MAX_RECIPIENTS => {
+                Reply::new(452, (5, 3), "too many")
+            }
             Event::Rcpt(rcpt) => match &rcpt.path {
                 ForwardPath::Postmaster => Reply::new(250, (1, 5), "ok"),
                 ForwardPath::Mailbox(to) => match to.local() {
@@ -142,6 +154,9 @@ impl Played {
                 return self.session.begin_anew(trusted, &mut self.out);
             }
         };
+        if matches!(event, Event::Rcpt(_)) && reply.code() == 250 {
+            self.recipients += 1;
+        }
         self.asked.push(format!("{event:?}"));
         self.session.answer(&reply, &mut self.out);
     }

@@ -1,7 +1,7 @@
 //! What looks at a stream of octets and must see the same in whatever pieces it comes.
 
 use login_proxy::backend::watch::CommandWatch;
-use shared::smtp::data::{DataDecoder, DataEncoder};
+use shared::smtp::data::{ChunkDecoder, DataDecoder, DataEncoder};
 use shared::wire::Watch;
 
 use super::pieces::Cut;
@@ -9,6 +9,7 @@ use super::pieces::Cut;
 /// Message data ends at one place, and what is accepted of it ends at one place for the laxest server, too.
 pub(super) fn smtp_data(octets: &[u8]) {
     let cut = Cut::read(octets);
+    in_chunks(&cut);
     let whole = decode(&[cut.said()]);
     let pieces = decode(&cut.pieces(cut.said()));
     assert_eq!(whole, pieces);
@@ -19,6 +20,24 @@ pub(super) fn smtp_data(octets: &[u8]) {
     assert!(done, "an end is always found");
     if whole.2 && !whole.3 {
         assert_eq!((&decoded, taken, flawed), (content, wire.len(), false));
+        assert_eq!(lax_ends(&wire), [wire.len() - 3], "{:?}", String::from_utf8_lossy(&wire));
+    }
+}
+
+/// What comes in chunks is content wherever they are cut, and what is not refused ends nothing early once it
+/// goes on by DATA.
+fn in_chunks(cut: &Cut<'_>) {
+    let decode = |pieces: &[&[u8]]| {
+        let (mut decoder, mut content) = (ChunkDecoder::default(), Vec::new());
+        pieces.iter().for_each(|piece| decoder.decode(piece, &mut content));
+        (content, decoder.is_flawed_at_end())
+    };
+    let whole = decode(&[cut.said()]);
+    assert_eq!(whole, decode(&cut.pieces(cut.said())));
+    let (content, flawed) = whole;
+    if !flawed {
+        assert_eq!(content, cut.said());
+        let wire = encode(&[&content]);
         assert_eq!(lax_ends(&wire), [wire.len() - 3], "{:?}", String::from_utf8_lossy(&wire));
     }
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use mx_gateway::refusal;
 use mx_gateway::session::{Event, Protocol, Session, Terms};
 use shared::address::Address;
+use shared::config::MxKind;
 use shared::dialogue::Output;
 use shared::ownership::Refusal;
 use shared::smtp::command::Rcpt;
@@ -27,12 +28,29 @@ fn scripts() -> Result<Vec<Script>> {
     Script::all(concat!(env!("CARGO_MANIFEST_DIR"), "/chats/smtp"))
 }
 
-/// Whether STARTTLS is to be had.
-fn has_starttls(with: &[String]) -> Option<bool> {
-    match with {
-        [word] if word == "clear" => Some(false),
-        [word] if word == "starttls" => Some(true),
-        _ => None,
+/// Where a conversation takes place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scene {
+    /// SMTP without TLS.
+    Clear,
+    /// SMTP with STARTTLS.
+    StartTls,
+    /// LMTP.
+    Lmtp,
+    /// SMTP with a client that may say who its client is.
+    Trusted,
+}
+
+impl Scene {
+    fn of(script: &[String]) -> Option<Self> {
+        let words: Vec<&str> = script.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            ["clear"] => Some(Self::Clear),
+            ["starttls"] => Some(Self::StartTls),
+            ["clear", "lmtp"] => Some(Self::Lmtp),
+            ["clear", "trusted"] => Some(Self::Trusted),
+            _ => None,
+        }
     }
 }
 
@@ -66,15 +84,16 @@ impl Prompter for Driver {
 
     fn start(&mut self, with: &[String], output: &mut Output) -> Session {
         self.content.clear();
+        let scene = Scene::of(with).expect("a scene");
         let terms = Terms {
             hostname: HOST.into(),
             max_size: Settings::default().rules.max_message_size,
-            starttls: has_starttls(with).expect("clear or starttls"),
-            protocol: Protocol::Smtp,
+            starttls: scene == Scene::StartTls,
+            protocol: if scene == Scene::Lmtp { Protocol::Lmtp } else { Protocol::Smtp },
             dsn: false,
             smtputf8: false,
             chunking: true,
-            trusted: false,
+            trusted: scene == Scene::Trusted,
         };
         let mut session = Session::new(terms, false);
         session.greet(false, output);
@@ -128,7 +147,7 @@ impl Prompter for Driver {
                 }
             }
             Event::Xclient(_) => return session.begin_anew(false, output),
-            Event::Reset => return,
+            Event::Reset => return self.content.clear(),
         };
         session.answer(&reply, output);
     }
@@ -142,11 +161,13 @@ fn every_conversation_goes_as_written_wherever_it_is_cut() -> Result<()> {
     Ok(())
 }
 
-/// Nodes with and without STARTTLS.
+/// A node for each scene.
 struct Nodes {
     _old: Sink,
     clear: GatewayNode,
     starttls: GatewayNode,
+    lmtp: GatewayNode,
+    trusted: GatewayNode,
     connector: TlsConnector,
 }
 
@@ -156,8 +177,14 @@ impl Nodes {
         let unknown = Answer::Say("550 5.1.1 unknown");
         let old = Sink::start("old", Manners::default().but("RCPT TO:<gone@", unknown)).await?;
         let tls = Arc::clone(ca.issue(HOST)?.acceptor()?.config());
-        let node = |tls| -> Result<GatewayNode> {
-            let mut settings = Settings { tls, ..Settings::default() };
+        let node = |scene| -> Result<GatewayNode> {
+            let mut settings = Settings::default();
+            match scene {
+                Scene::Clear => {}
+                Scene::StartTls => settings.tls = Some(Arc::clone(&tls)),
+                Scene::Lmtp => settings.kind = MxKind::Lmtp,
+                Scene::Trusted => settings.rules.trusted_networks = vec!["127.0.0.0/8".parse()?],
+            }
             settings.rules.postmaster = Some(Address::parse(ANN)?);
             let node = GatewayNode::start_with([old.configured()], settings)?;
             node.set_domain(Some("old"));
@@ -166,8 +193,14 @@ impl Nodes {
             node.hold("held", "old");
             Ok(node)
         };
-        let (clear, starttls) = (node(None)?, node(Some(tls))?);
-        Ok(Self { _old: old, clear, starttls, connector: ca.connector()? })
+        Ok(Self {
+            clear: node(Scene::Clear)?,
+            starttls: node(Scene::StartTls)?,
+            lmtp: node(Scene::Lmtp)?,
+            trusted: node(Scene::Trusted)?,
+            connector: ca.connector()?,
+            _old: old,
+        })
     }
 
     async fn secure(&self, stream: Box<dyn Octets>) -> Result<Box<dyn Octets>> {
@@ -179,8 +212,12 @@ impl Nodes {
 async fn every_conversation_goes_as_written_over_sockets() -> Result<()> {
     let nodes = Nodes::start().await?;
     for script in scripts()? {
-        let starttls = has_starttls(script.with()).with_context(|| script.name().to_owned())?;
-        let node = if starttls { &nodes.starttls } else { &nodes.clear };
+        let node = match Scene::of(script.with()).with_context(|| script.name().to_owned())? {
+            Scene::Clear => &nodes.clear,
+            Scene::StartTls => &nodes.starttls,
+            Scene::Lmtp => &nodes.lmtp,
+            Scene::Trusted => &nodes.trusted,
+        };
         let stream = Box::new(TcpStream::connect(node.address).await?);
         script.play_over(stream, async |stream| nodes.secure(stream).await).await?;
     }

@@ -2,10 +2,12 @@
 //! their own on the other, and an owner map that the tests write to.
 
 mod chats;
+mod chunks;
 mod clients;
 mod content;
 mod faults;
 mod flips;
+mod front;
 mod health;
 mod identity;
 mod legs;
