@@ -533,6 +533,31 @@ format = "jsn"
     }
 
     #[test]
+    fn what_is_mails_alone_is_no_login_protocols() {
+        let mail = "protocol = \"lmtp\"\n";
+        let with = |text: &str| GOOD.replace(mail, &format!("{mail}{text}\n"));
+        let text = with("identity = \"xclient\"\nchunking = false\nwarm = 9\nmax_connections = 7");
+        let config = Config::parse(Path::new("mailshift.toml"), &text).unwrap();
+        let old = config.backends.iter().next().unwrap().mail.as_ref().unwrap();
+        assert_eq!((old.chunking, old.warm, old.max_connections), (false, 9, 7));
+        for (text, expected) in [
+            (with("warm = 1"), "mail.warm: is for identity = \"xclient\""),
+            (with("max_connections = 0"), "mail.max_connections: has to be at least 1"),
+            (
+                GOOD.replace("\"::1\"", "\"::1\"\nchunking = true"),
+                "imap.chunking: is for mail only",
+            ),
+            (
+                GOOD.replace("\"::1\"", "\"::1\"\nidentity = \"xforward\""),
+                "imap.identity: IMAP has",
+            ),
+        ] {
+            let found = problems(&text);
+            assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+        }
+    }
+
+    #[test]
     fn a_routing_domain_stands_for_one_real_domain() {
         let with = |names: &str| GOOD.replace("[tls]\n", &format!("[names]\n{names}\n[tls]\n"));
         let good = with("routing_domains = { \"Moved.Example.org\" = \"example.org\" }");

@@ -17,6 +17,8 @@ use crate::patience::PATIENCE;
 
 /// End of mail data (RFC 5321 §4.1.1.4).
 const END_OF_DATA: &[u8] = b"\r\n.\r\n";
+/// Octets that are looked at again with what follows: more than a BDAT command has.
+const KEPT: usize = 64;
 
 /// A way to a server, open while this value lives.
 #[derive(Debug)]
@@ -95,23 +97,43 @@ async fn carry(
     );
 }
 
-/// From the client to the server, with an eye on the end of data.
+/// From the client to the server, with an eye on the end of the message.
 async fn there(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, complete: &AtomicBool) {
     let mut octets = [0; 8192];
     let mut tail = Vec::new();
+    // Of a chunk whose command has passed.
+    let mut missing: Option<usize> = None;
     while let Ok(count @ 1..) = from.read(&mut octets).await {
-        tail.extend_from_slice(&octets[..count]);
-        if tail.windows(END_OF_DATA.len()).any(|window| window == END_OF_DATA) {
+        let ended = if let Some(left) = missing {
+            missing = left.checked_sub(count).filter(|left| *left > 0);
+            missing.is_none()
+        } else {
+            tail.extend_from_slice(&octets[..count]);
+            let chunk = last_chunk(&tail);
+            missing = chunk.filter(|left| *left > 0);
+            chunk == Some(0) || tail.windows(END_OF_DATA.len()).any(|window| window == END_OF_DATA)
+        };
+        if ended {
             // Before the server can answer to it.
             complete.store(true, Ordering::SeqCst);
+        }
+        if ended || missing.is_some() {
             tail.clear();
         }
-        let keep = tail.len().saturating_sub(END_OF_DATA.len() - 1);
-        tail.drain(..keep);
+        tail.drain(..tail.len().saturating_sub(KEPT));
         if to.write_all(&octets[..count]).await.is_err() {
             return;
         }
     }
+}
+
+/// Octets of the last chunk (RFC 3030) that follow what is here, once its command is.
+fn last_chunk(tail: &[u8]) -> Option<usize> {
+    let at = tail.windows(5).position(|window| window == b"BDAT ")?;
+    let command = &tail[at..];
+    let end = command.windows(2).position(|window| window == b"\r\n")?;
+    let octets = std::str::from_utf8(&command[5..end]).ok()?.strip_suffix(" LAST")?;
+    Some(octets.parse::<usize>().ok()?.saturating_sub(command.len() - end - 2))
 }
 
 /// From the server to the client; waits with verdicts while the gate is shut.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use shared::backend::{Backend, BackendName, Backends, Endpoint, Identity, MailEndpoint};
+use shared::backend::{Backend, BackendName, Backends, Identity, MailEndpoint};
 use shared::lifecycle::Lifecycle;
 use shared::probe::{self, AGAIN, EVERY};
 use shared::smtp::ehlo::Extensions;
@@ -168,10 +168,7 @@ fn complaints(backend: &Backend, offered: &Extensions, max_message_size: u64) ->
             offered.size
         ));
     }
-    let identity = backend.mail.as_ref().map(|MailEndpoint { endpoint, .. }| {
-        let Endpoint { identity, .. } = endpoint;
-        *identity
-    });
+    let identity = backend.mail.as_ref().map(|mail| mail.endpoint.identity);
     let (word, offers, setting) = match identity {
         Some(Identity::Xclient) => {
             ("XCLIENT", offered.takes_xclient("ADDR"), "smtpd_authorized_xclient_hosts")
@@ -190,4 +187,35 @@ fn complaints(backend: &Backend, offered: &Extensions, max_message_size: u64) ->
         ));
     }
     complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::backend::{Endpoint, Host, MailProtocol};
+
+    use super::*;
+
+    fn complained(identity: Identity, keywords: &[&str]) -> String {
+        let mut endpoint = Endpoint::plain(Host::new("127.0.0.1", 25));
+        endpoint.identity = identity;
+        let mut backend = Backend::new(BackendName::parse("old").unwrap());
+        backend.mail = Some(MailEndpoint::new(endpoint, MailProtocol::Smtp));
+        let mut offered = Extensions::default();
+        for line in keywords {
+            offered.add(line);
+        }
+        complaints(&backend, &offered, 1000).join("\n")
+    }
+
+    #[test]
+    fn what_an_operator_should_mend_is_named() {
+        assert_eq!(complained(Identity::None, &["8BITMIME", "SIZE 1000"]), "");
+        assert!(complained(Identity::None, &["SIZE"]).contains("8BITMIME"));
+        assert!(complained(Identity::None, &["8BITMIME", "SIZE 999"]).contains("999 octets"));
+        let both = ["8BITMIME", "XCLIENT ADDR", "XFORWARD ADDR"];
+        for (identity, word) in [(Identity::Xclient, "XCLIENT"), (Identity::Xforward, "XFORWARD")] {
+            assert!(complained(identity, &["8BITMIME"]).contains(word));
+            assert_eq!(complained(identity, &both), "");
+        }
+    }
 }
