@@ -15,6 +15,7 @@ mod error;
 mod file;
 pub mod format;
 mod health;
+mod index;
 mod line;
 mod message;
 mod recovery;
@@ -22,18 +23,17 @@ mod recovery;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use self::disk::{Disk, Draft, Place};
-use self::file::{Entry, LoadError, Loaded};
-use self::format::FormatError;
+use self::disk::{Disk, Place};
+use self::file::{Entry, LoadError};
+use self::index::{Index, Step, draw_up, lock, wide};
 use crate::body::Message;
 
 pub use self::error::SpoolError;
@@ -52,14 +52,7 @@ const CHUNK: usize = 64 * 1024;
 /// One directory of messages, which no other process uses while this lives. Its calls may be made by any
 /// number of tasks at once.
 #[derive(Debug)]
-pub struct Spool(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    disk: Arc<Disk>,
-    reserve: u64,
-    entries: Mutex<HashMap<Box<str>, Arc<Mutex<Entry>>>>,
-}
+pub struct Spool(Arc<Index>);
 
 /// What came from another spool.
 #[derive(Debug)]
@@ -70,18 +63,6 @@ pub struct Adopted {
     pub dead: usize,
     /// Why not everything came: the rest is still there. Adopting again goes on with it.
     pub failed: Option<SpoolError>,
-}
-
-/// A message that is being committed.
-enum Step {
-    More(Draft),
-    Done(Committed),
-}
-
-/// A message that is kept. When nobody takes it, the one who brought it was not told, and it is removed.
-struct Committed {
-    inner: Arc<Inner>,
-    stored: Option<Stored>,
 }
 
 impl Spool {
@@ -105,10 +86,10 @@ impl Spool {
         blocking(move || {
             let disk = Arc::new(Disk::open(&directory, sync)?);
             let found = recovery::recover(&disk)?;
-            let inner = Inner { disk, reserve, entries: Mutex::default() };
-            let messages = found.messages.into_iter().map(|loaded| inner.enter(loaded)).collect();
-            found.dead.into_iter().for_each(|loaded| drop(inner.enter(loaded)));
-            Ok((Self(Arc::new(inner)), messages))
+            let index = Index { disk, reserve, entries: Mutex::default() };
+            let messages = found.messages.into_iter().map(|loaded| index.enter(loaded)).collect();
+            found.dead.into_iter().for_each(|loaded| drop(index.enter(loaded)));
+            Ok((Self(Arc::new(index)), messages))
         })
         .await
     }
@@ -139,9 +120,9 @@ impl Spool {
             let complete = left.checked_sub(wide(piece.len())).filter(|left| more || *left == 0);
             left =
                 complete.ok_or_else(|| SpoolError::Body(std::io::ErrorKind::InvalidData.into()))?;
-            let (inner, stored, head) = (Arc::clone(&self.0), stored.clone(), head.clone());
+            let (index, stored, head) = (Arc::clone(&self.0), stored.clone(), head.clone());
             let content = std::mem::take(&mut piece);
-            let step = blocking(move || inner.step(draft, stored, &head, &content, more)).await?;
+            let step = blocking(move || index.step(draft, stored, &head, &content, more)).await?;
             match step {
                 Step::More(begun) => draft = Some(begun),
                 Step::Done(committed) => return committed.claim().ok_or(SpoolError::Ended),
@@ -163,8 +144,8 @@ impl Spool {
         sync: bool,
     ) -> Result<SystemTime, SpoolError> {
         let (at, records) = (clock::now(), records.to_vec());
-        self.with(id, move |inner, id, entry| {
-            file::append(&inner.disk, id, entry, (clock::millis(at), &records), sync)
+        self.with(id, move |index, id, entry| {
+            file::append(&index.disk, id, entry, (clock::millis(at), &records), sync)
         })
         .await?;
         Ok(at)
@@ -177,13 +158,13 @@ impl Spool {
     ///
     /// A [`SpoolError`].
     pub async fn content(&self, id: &str) -> Result<Message, SpoolError> {
-        self.with(id, |inner, id, entry| {
-            let path = inner.disk.path(entry.place, id);
+        self.with(id, |index, id, entry| {
+            let path = index.disk.path(entry.place, id);
             match file::open_content(&path, entry) {
                 Ok((file, first)) => Ok(Message::of_file(file, entry.offset, entry.octets, first)),
                 Err(LoadError::Format(why)) => {
-                    recovery::set_aside(&inner.disk, id, entry.place, &why)?;
-                    inner.forget(id);
+                    recovery::set_aside(&index.disk, id, entry.place, &why)?;
+                    index.forget(id);
                     Err(SpoolError::Damaged { id: id.into(), why })
                 }
                 Err(LoadError::Disk(source)) => {
@@ -200,7 +181,7 @@ impl Spool {
     ///
     /// A [`SpoolError`].
     pub async fn read(&self, id: &str) -> Result<Stored, SpoolError> {
-        self.with(id, |inner, id, entry| inner.read(id, entry)).await
+        self.with(id, |index, id, entry| index.read(id, entry)).await
     }
 
     /// Removes a message or a dead letter, durably.
@@ -209,7 +190,7 @@ impl Spool {
     ///
     /// A [`SpoolError`]: it is still there, as far as anybody can rely on.
     pub async fn remove(&self, id: &str) -> Result<(), SpoolError> {
-        self.with(id, Inner::remove).await
+        self.with(id, Index::remove).await
     }
 
     /// Writes down why, and keeps the message as a dead letter, durably: nobody gets it unless an operator
@@ -239,10 +220,10 @@ impl Spool {
         records: &[Record],
     ) -> Result<SystemTime, SpoolError> {
         let (at, records) = (clock::now(), records.to_vec());
-        self.with(id, move |inner, id, entry| {
-            file::append(&inner.disk, id, entry, (clock::millis(at), &records), true)?;
+        self.with(id, move |index, id, entry| {
+            file::append(&index.disk, id, entry, (clock::millis(at), &records), true)?;
             if entry.place != place {
-                inner.disk.rename(id, entry.place, place)?;
+                index.disk.rename(id, entry.place, place)?;
                 entry.place = place;
             }
             Ok(at)
@@ -256,18 +237,18 @@ impl Spool {
     ///
     /// A [`SpoolError`].
     pub async fn dead(&self) -> Result<Vec<Stored>, SpoolError> {
-        let inner = Arc::clone(&self.0);
+        let index = Arc::clone(&self.0);
         blocking(move || {
             let entries: Vec<_> =
-                inner.entries().iter().map(|(id, e)| (id.clone(), Arc::clone(e))).collect();
+                index.entries().iter().map(|(id, e)| (id.clone(), Arc::clone(e))).collect();
             let mut dead = Vec::new();
             for (id, entry) in entries {
                 let entry = lock(&entry);
                 if entry.place == Place::Dead {
-                    match inner.read(&id, &entry) {
+                    match index.read(&id, &entry) {
                         Ok(stored) => dead.push(stored),
                         Err(error) => {
-                            tracing::warn!(id = &*id, %error, "a dead letter cannot be read")
+                            tracing::warn!(id = &*id, %error, "a dead letter cannot be read");
                         }
                     }
                 }
@@ -285,22 +266,22 @@ impl Spool {
     ///
     /// A [`SpoolError`]: nothing was taken over.
     pub async fn adopt(&self, directory: &Path) -> Result<Adopted, SpoolError> {
-        let (inner, directory) = (Arc::clone(&self.0), directory.to_owned());
+        let (index, directory) = (Arc::clone(&self.0), directory.to_owned());
         blocking(move || {
-            inner.disk.admit()?;
-            let other = Arc::new(Disk::open_existing(&directory, inner.disk.syncing())?);
+            index.disk.admit()?;
+            let other = Arc::new(Disk::open_existing(&directory, index.disk.syncing())?);
             let found = recovery::recover(&other)?;
             let (mut messages, mut dead) = (Vec::new(), 0_usize);
-            let place = |id: &str| inner.entry(id).map(|entry| lock(&entry).place);
-            let adopted = adoption::adopt(&inner.disk, &other, found, place, |loaded| match loaded
+            let place = |id: &str| index.entry(id).map(|entry| lock(&entry).place);
+            let adopted = adoption::adopt(&index.disk, &other, found, place, |loaded| match loaded
                 .entry
                 .place
             {
                 Place::Dead => {
                     dead = dead.saturating_add(1);
-                    inner.enter(loaded);
+                    index.enter(loaded);
                 }
-                _ => messages.push(inner.enter(loaded)),
+                _ => messages.push(index.enter(loaded)),
             });
             Ok(Adopted { messages, dead, failed: adopted.err() })
         })
@@ -338,139 +319,19 @@ impl Spool {
     async fn with<T: Send + 'static>(
         &self,
         id: &str,
-        work: impl FnOnce(&Arc<Inner>, &str, &mut Entry) -> Result<T, SpoolError> + Send + 'static,
+        work: impl FnOnce(&Arc<Index>, &str, &mut Entry) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, SpoolError> {
-        let (inner, id) = (Arc::clone(&self.0), Box::<str>::from(id));
+        let (index, id) = (Arc::clone(&self.0), Box::<str>::from(id));
         blocking(move || {
-            let entry = inner.entry(&id).ok_or_else(|| SpoolError::Unknown(id.clone()))?;
+            let entry = index.entry(&id).ok_or_else(|| SpoolError::Unknown(id.clone()))?;
             let mut entry = lock(&entry);
             // It may have been removed while this waited.
-            if inner.entry(&id).is_none() {
+            if index.entry(&id).is_none() {
                 return Err(SpoolError::Unknown(id));
             }
-            work(&inner, &id, &mut entry)
+            work(&index, &id, &mut entry)
         })
         .await
-    }
-}
-
-impl Inner {
-    fn entries(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<Mutex<Entry>>>> {
-        lock(&self.entries)
-    }
-
-    fn entry(&self, id: &str) -> Option<Arc<Mutex<Entry>>> {
-        self.entries().get(id).cloned()
-    }
-
-    fn enter(&self, loaded: Loaded) -> Stored {
-        let Loaded { stored, entry, .. } = loaded;
-        self.entries().insert(stored.id().into(), Arc::new(Mutex::new(entry)));
-        stored
-    }
-
-    fn forget(&self, id: &str) {
-        self.entries().remove(id);
-    }
-
-    fn read(&self, id: &str, entry: &Entry) -> Result<Stored, SpoolError> {
-        match file::load(&self.disk, id, entry.place) {
-            Ok(loaded) => Ok(loaded.stored),
-            Err(LoadError::Format(why)) => Err(SpoolError::Damaged { id: id.into(), why }),
-            Err(LoadError::Disk(source)) => {
-                let path = self.disk.path(entry.place, id);
-                Err(SpoolError::Disk { doing: "read", path, source })
-            }
-        }
-    }
-
-    fn remove(self: &Arc<Self>, id: &str, entry: &mut Entry) -> Result<(), SpoolError> {
-        self.disk.remove(id, entry.place)?;
-        self.forget(id);
-        Ok(())
-    }
-
-    /// Writes one piece of a message, before the first one what goes before it, behind the last one what
-    /// makes it kept.
-    fn step(
-        self: Arc<Self>,
-        draft: Option<Draft>,
-        stored: Stored,
-        head: &[u8],
-        content: &[u8],
-        more: bool,
-    ) -> Result<Step, SpoolError> {
-        let id = stored.id();
-        let mut draft = match draft {
-            Some(draft) => draft,
-            None => self.begin(&stored, head)?,
-        };
-        draft.content(content)?;
-        if more {
-            return Ok(Step::More(draft));
-        }
-        draft.seal()?;
-        let entry = Entry {
-            place: Place::Messages,
-            offset: wide(head.len()),
-            octets: stored.octets,
-            crc: draft.crc(),
-            end: draft.finish(id, Place::Messages)?,
-            recipients: stored.recipients.len(),
-            uncertain: false,
-        };
-        self.entries().insert(id.into(), Arc::new(Mutex::new(entry)));
-        Ok(Step::Done(Committed { inner: self, stored: Some(stored) }))
-    }
-
-    fn begin(&self, stored: &Stored, head: &[u8]) -> Result<Draft, SpoolError> {
-        let id = stored.id();
-        if self.entry(id).is_some() {
-            return Err(SpoolError::Id(id.into()));
-        }
-        self.disk.admit()?;
-        let mut draft = self.disk.draft(id, stored.octets)?;
-        draft.frame(head)?;
-        Ok(draft)
-    }
-}
-
-impl Committed {
-    fn claim(mut self) -> Option<Stored> {
-        self.stored.take()
-    }
-}
-
-impl Drop for Committed {
-    fn drop(&mut self) {
-        let Some(stored) = self.stored.take() else { return };
-        if let Err(error) = self.inner.disk.remove(stored.id(), Place::Messages) {
-            tracing::warn!(id = stored.id(), %error, "a message nobody waited for is kept all the same");
-        }
-        // Only now another may have its id.
-        self.inner.forget(stored.id());
-    }
-}
-
-/// A message as it is kept, and the head of its file.
-fn draw_up(
-    envelope: &Envelope,
-    recipients: &[Recipient],
-    octets: u64,
-) -> Result<(Stored, Vec<u8>), SpoolError> {
-    if !disk::is_id(&envelope.id) {
-        return Err(SpoolError::Id(envelope.id.clone()));
-    }
-    let progress = Progress::default();
-    let stored =
-        Stored { envelope: envelope.clone(), recipients: recipients.to_vec(), octets, progress };
-    let head = format::head(&stored);
-    // What could not be read again would be lost at the next start.
-    let kept = format::read_head(&head).map_err(SpoolError::Value)?.stored;
-    if format::head(&kept) == head {
-        Ok((kept, head))
-    } else {
-        Err(SpoolError::Value(FormatError::Value("head")))
     }
 }
 
@@ -482,12 +343,4 @@ async fn blocking<T: Send + 'static>(
         Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
         Err(_) => Err(SpoolError::Ended),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn wide(octets: usize) -> u64 {
-    u64::try_from(octets).unwrap_or(u64::MAX)
 }

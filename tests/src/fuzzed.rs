@@ -11,6 +11,7 @@ mod front;
 mod pieces;
 mod pure;
 mod session;
+mod spool;
 mod stream;
 
 pub use self::front::answers_do_not_depend_on_the_pieces;
@@ -21,7 +22,7 @@ use shared::backend::LoginProtocol;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their programs and corpora in `fuzz/`.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("imap_front", imap_front),
     ("pop3_front", pop3_front),
     ("submission_front", submission_front),
@@ -34,6 +35,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("proxy_header", pure::proxy_header),
     ("sasl", pure::sasl),
     ("names", pure::names),
+    ("spool_file", spool::spool_file),
 ];
 
 /// Plays `octets` to the target of that name.

@@ -68,7 +68,7 @@ fn parsed(report: &Report<'_>) -> Parsed {
     assert_eq!(kind(&message, status), "message/delivery-status");
     let status = String::from_utf8(octets(&message, status)).unwrap();
     let groups = status.trim_end().split("\r\n\r\n").map(|group| {
-        let fields = group.trim().split("\r\n").map(|field| {
+        let fields = group.trim().lines().map(|field| {
             let (name, value) = field.split_once(": ").unwrap_or_else(|| panic!("{field:?}"));
             (name.to_owned(), value.to_owned())
         });
@@ -82,7 +82,7 @@ fn parsed(report: &Report<'_>) -> Parsed {
     }
 }
 
-fn fields<'a>(group: &'a [(String, String)]) -> Vec<(&'a str, &'a str)> {
+fn fields(group: &[(String, String)]) -> Vec<(&str, &str)> {
     group.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 

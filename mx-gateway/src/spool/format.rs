@@ -108,6 +108,28 @@ pub fn parse(octets: &[u8]) -> Result<Whole, FormatError> {
     Ok(Whole { stored, content, is_tidy: tail.rest == Rest::Nothing })
 }
 
+/// A whole file: `stored` as it was before these records, which were written at those times (UNIX
+/// milliseconds).
+///
+/// # Errors
+///
+/// A [`FormatError`]: it would not be read as what it is.
+pub fn write(
+    stored: &Stored,
+    content: &[u8],
+    records: &[(u64, Record)],
+) -> Result<Vec<u8>, FormatError> {
+    let mut octets = head(stored);
+    octets.extend_from_slice(content);
+    octets.extend(seal(crc32c::crc32c(content)));
+    let mut places = stored.recipients.len();
+    for (millis, what) in records {
+        octets.extend(record(*millis, what, places)?);
+        places = places.saturating_add(usize::from(matches!(what, Record::Added(_))));
+    }
+    Ok(octets)
+}
+
 /// The head of a message's file.
 pub(super) fn head(stored: &Stored) -> Vec<u8> {
     let mut octets = format!("{MAGIC}{VERSION}\n").into_bytes();

@@ -138,7 +138,9 @@ async fn what_was_committed_comes_back_as_it_was_with_all_that_happened_to_it() 
     ];
     for (count, records) in records.chunks(2).enumerate() {
         let at = spool.append("first", records, count == 1).await.unwrap();
-        records.iter().for_each(|record| first.apply(record, at));
+        for record in records {
+            first.apply(record, at);
+        }
     }
     let states: Vec<&State> = first.recipients.iter().map(|recipient| &recipient.state).collect();
     assert_eq!(states, [&State::Delivered, &State::Waiting, &State::Waiting]);

@@ -154,6 +154,16 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_was_kept_is_the_same_name() {
+        for address in ["Ann@Example.org", "\"b @ c\"@example.org"] {
+            let name = Name::of_address(&Address::parse(address).unwrap());
+            assert_eq!(Name::of_kept(name.as_str()), Ok(name));
+        }
+        assert_eq!(Name::of_kept(""), Err(NameError::Empty));
+        assert_eq!(Name::of_kept("a\r@example.org"), Err(NameError::Control));
+    }
+
+    #[test]
     fn the_mailbox_of_a_master_users_login_decides() {
         for (typed, mailbox) in [
             ("ann@example.org*admin", "ann@example.org"),

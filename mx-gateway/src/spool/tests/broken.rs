@@ -1,6 +1,7 @@
 //! Files that are not what was written: bits that flip, records that are gone, versions to come.
 
 use super::cut::{file, history};
+use super::format::FormatError;
 use super::*;
 
 /// Asserts that nobody counts as delivered to who was not.

@@ -243,8 +243,8 @@ async fn there_is_room_for_what_fits_beside_the_reserve() {
     assert!(spool.has_room_for(free / 4));
     assert!(!spool.has_room_for(free / 4 * 3));
     assert!(!spool.has_room_for(u64::MAX));
-    let (inner, octets) = (Arc::clone(&spool.0), free / 4);
-    let draft = inner.disk.draft("large", octets).unwrap();
+    let (index, octets) = (Arc::clone(&spool.0), free / 4);
+    let draft = index.disk.draft("large", octets).unwrap();
     assert!(!spool.has_room_for(free / 4 + free / 8), "what is being written counts");
     drop(draft);
     assert!(spool.has_room_for(free / 4 + free / 8));
@@ -271,7 +271,7 @@ async fn of_a_commit_that_nobody_waits_for_any_more_nothing_is_left() {
         disk::sync(file, depth)
     });
     let (spool, _) = Spool::open_with(directory.path(), RESERVE, slow).await.unwrap();
-    let (_kept, body) = message(&[b'x'; 200_000]).await;
+    let (_kept, body) = message(&vec![b'x'; 200_000]).await;
     {
         let envelope = envelope("one");
         let recipients = two();
