@@ -11,6 +11,7 @@ use shared::listener::{Listener, Refused};
 use shared::service::{Program, Service, ServiceError};
 use tokio::time::sleep;
 
+use crate::authentication::{Authenticator, AuthenticatorError};
 use crate::body::Memory;
 use crate::delivery::Pool;
 use crate::serve::{Context, serve};
@@ -62,8 +63,10 @@ impl Program for Gateway {
             bound: Vec::new(),
         };
         let pool = gateway.pool();
+        let authenticator = authenticator(&config).map_err(std::io::Error::other)?;
         for configured in &config.mx.listeners {
-            let context = gateway.context(service, &config, configured, &pool);
+            let context =
+                gateway.context(service, &config, configured, &pool, authenticator.as_ref());
             gateway.bound.push(Bound {
                 configured: configured.clone(),
                 listener: Listener::bind_among(configured, &service.sockets)?,
@@ -87,8 +90,14 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
+        let authenticator = authenticator(config);
+        if let Err(error) = &authenticator {
+            tracing::error!(%error, "senders are looked at as they were before");
+        }
         for Bound { configured, listener, context } in &self.bound {
-            context.store(self.context(service, config, configured, &pool));
+            let before = || context.load().authenticator.clone();
+            let authenticator = authenticator.as_ref().map_or_else(|_| before(), Option::clone);
+            context.store(self.context(service, config, configured, &pool, authenticator.as_ref()));
             if let Some(changed) = config.mx.listeners.first() {
                 listener.reload(changed);
             }
@@ -119,6 +128,7 @@ impl Gateway {
         config: &Config,
         listener: &ListenerConfig,
         pool: &Arc<Pool>,
+        authenticator: Option<&Arc<Authenticator>>,
     ) -> Arc<Context> {
         let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
         Arc::new(Context {
@@ -131,8 +141,16 @@ impl Gateway {
             pool: Arc::clone(pool),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
+            authenticator: authenticator.cloned(),
         })
     }
+}
+
+/// What finds out about senders, if that is wanted.
+fn authenticator(config: &Config) -> Result<Option<Arc<Authenticator>>, AuthenticatorError> {
+    let wanted = config.mx.authentication.as_ref();
+    let authenticator = wanted.map(|wanted| Authenticator::new(wanted, &config.mx.hostname));
+    Ok(authenticator.transpose()?.map(Arc::new))
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

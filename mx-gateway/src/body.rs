@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,6 +66,15 @@ pub struct Message {
     octets: u64,
     first_octet: Option<u8>,
     content: Content,
+    gaps: Arc<Gaps>,
+}
+
+/// Octets of the content that do not belong to the message.
+#[derive(Debug, Default)]
+struct Gaps {
+    /// In ascending order; none is empty, and no two of them touch.
+    ranges: Vec<Range<u64>>,
+    octets: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +87,10 @@ enum Content {
 #[derive(Debug)]
 pub struct Reader {
     message: Message,
+    /// The next octet of the content.
     at: u64,
+    /// The first gap that does not end before it.
+    gap: usize,
 }
 
 impl Memory {
@@ -158,7 +171,8 @@ impl Body {
             Some(file) => Content::File(Arc::new(file)),
             None => Content::Memory(Arc::new(self.kept)),
         };
-        Ok(Message { octets: self.octets, first_octet: self.first_octet, content })
+        let gaps = Arc::default();
+        Ok(Message { octets: self.octets, first_octet: self.first_octet, content, gaps })
     }
 
     /// True while everything is in memory.
@@ -203,40 +217,104 @@ impl Message {
 
     /// Reads it from its start.
     pub fn reader(&self) -> Reader {
-        Reader { message: self.clone(), at: 0 }
+        Reader { message: self.clone(), at: 0, gap: 0 }
+    }
+
+    /// The message with these octets left out: ranges of the whole content, in ascending order. What was
+    /// left out of it before counts no more.
+    ///
+    /// # Errors
+    ///
+    /// The file's failure.
+    pub async fn without(&self, ranges: Vec<Range<u64>>) -> io::Result<Self> {
+        let content = self.octets.saturating_add(self.gaps.octets);
+        let gaps = Gaps::new(ranges, content);
+        let octets = content.saturating_sub(gaps.octets);
+        let mut less = Self { octets, gaps: Arc::new(gaps), ..self.clone() };
+        let (mut reader, mut first) = (less.reader(), Vec::new());
+        while first.is_empty() && reader.read(&mut first).await? {}
+        less.first_octet = first.first().copied();
+        Ok(less)
+    }
+}
+
+impl Gaps {
+    /// Overlapping and touching ranges become one; what lies beyond the content does not count.
+    fn new(given: Vec<Range<u64>>, content: u64) -> Self {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for Range { start, end } in given {
+            let end = end.min(content);
+            match ranges.last_mut() {
+                Some(last) if start <= last.end => last.end = last.end.max(end),
+                _ if start < end => ranges.push(start..end),
+                _ => {}
+            }
+        }
+        let octets = ranges.iter().map(|gap| gap.end.saturating_sub(gap.start)).sum();
+        Self { ranges, octets }
     }
 }
 
 impl Reader {
-    /// Appends some more of the message to `into`; false at its end.
+    /// Appends some more of the message to `into`, sometimes nothing; false at its end.
     ///
     /// # Errors
     ///
     /// The file's failure.
     pub async fn read(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
-        let left = self.message.octets.saturating_sub(self.at);
+        let Message { octets, gaps, .. } = &self.message;
+        let left = octets.saturating_add(gaps.octets).saturating_sub(self.at);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
         if want == 0 {
             return Ok(false);
         }
+        let from = self.at;
+        self.at = from.saturating_add(u64::try_from(want).unwrap_or(u64::MAX));
         match &self.message.content {
             Content::Memory(kept) => {
-                let octets = &kept.octets;
-                let at = usize::try_from(self.at).unwrap_or(usize::MAX);
-                into.extend_from_slice(octets.get(at..at.saturating_add(want)).unwrap_or_default());
+                let at = usize::try_from(from).unwrap_or(usize::MAX);
+                let chunk = kept.octets.get(at..at.saturating_add(want)).unwrap_or_default();
+                self.gap = append(chunk, from, &self.message.gaps.ranges, self.gap, into);
             }
             Content::File(file) => {
-                let (file, at) = (Arc::clone(file), self.at);
+                let file = Arc::clone(file);
                 let chunk = tokio::task::spawn_blocking(move || {
                     let mut chunk = vec![0; want];
-                    file.read_exact_at(&mut chunk, at).map(|()| chunk)
+                    file.read_exact_at(&mut chunk, from).map(|()| chunk)
                 });
-                into.extend_from_slice(&chunk.await.map_err(io::Error::other)??);
+                let chunk = chunk.await.map_err(io::Error::other)??;
+                self.gap = append(&chunk, from, &self.message.gaps.ranges, self.gap, into);
             }
         }
-        self.at = self.at.saturating_add(u64::try_from(want).unwrap_or(u64::MAX));
         Ok(true)
     }
+}
+
+/// Appends the octets of a chunk, whose first is the content's `from`th, without those in `gaps`. Returns
+/// the first gap that goes on behind the chunk, or begins there.
+fn append(
+    chunk: &[u8],
+    from: u64,
+    gaps: &[Range<u64>],
+    mut next: usize,
+    into: &mut Vec<u8>,
+) -> usize {
+    let place = |at: u64| usize::try_from(at.saturating_sub(from)).unwrap_or(usize::MAX);
+    let mut at = 0;
+    while let Some(gap) = gaps.get(next) {
+        let (start, end) = (place(gap.start), place(gap.end));
+        if start >= chunk.len() {
+            break;
+        }
+        into.extend_from_slice(chunk.get(at..start).unwrap_or_default());
+        at = end.min(chunk.len());
+        if end > chunk.len() {
+            break;
+        }
+        next = next.saturating_add(1);
+    }
+    into.extend_from_slice(chunk.get(at..).unwrap_or_default());
+    next
 }
 
 #[cfg(test)]
@@ -306,5 +384,45 @@ mod tests {
         let mut third = Body::new(limits);
         third.append(vec![b'x'; 900]).await;
         assert!(third.is_in_memory(), "what a message had is given back with it");
+    }
+
+    /// What is left of `content` without `ranges`, by the plainest means.
+    fn cut(content: &[u8], ranges: &[Range<u64>]) -> Vec<u8> {
+        let left_out = |at: usize| ranges.iter().any(|range| range.contains(&(at as u64)));
+        content.iter().enumerate().filter(|(at, _)| !left_out(*at)).map(|(_, &b)| b).collect()
+    }
+
+    #[tokio::test]
+    #[expect(clippy::reversed_empty_ranges, reason = "what is no range is no gap")]
+    #[expect(clippy::single_range_in_vec_init, reason = "they are ranges")]
+    async fn what_is_left_out_is_not_read_wherever_chunks_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let chunk = CHUNK as u64;
+        let whole: Vec<u8> = (0..251).cycle().take(3 * CHUNK).collect();
+        for size in [500, 3 * CHUNK] {
+            let whole = &whole[..size];
+            let mut body = Body::new(limits(directory.path()));
+            body.append(whole.to_vec()).await;
+            assert_eq!(body.is_in_memory(), size == 500);
+            let message = body.finish().unwrap();
+            for ranges in [
+                vec![],
+                vec![0..1],
+                vec![0..10, 10..20, 15..25, 30..31],
+                vec![5..5, 9..7, 8..9],
+                vec![499..600],
+                vec![0..u64::MAX],
+                vec![chunk - 1..chunk + 1],
+                vec![0..chunk, chunk..2 * chunk],
+                vec![10..chunk * 2 + 10],
+                vec![chunk * 3 - 1..chunk * 3],
+            ] {
+                let less = message.without(ranges.clone()).await.unwrap();
+                let expected = cut(whole, &ranges);
+                assert_eq!(content(&less).await, expected, "{ranges:?}");
+                assert_eq!(less.octets(), expected.len() as u64, "{ranges:?}");
+                assert_eq!(less.first_octet(), expected.first().copied(), "{ranges:?}");
+            }
+        }
     }
 }

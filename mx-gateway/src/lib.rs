@@ -2,11 +2,12 @@
 //!
 //! [`session`] is the SMTP server as a pure state machine; [`serve`] drives it. A [`transaction`] looks up
 //! whose each [`recipient`] is, asks that owner on the real transaction, keeps the message in a [`body`],
-//! and has a [`delivery`] to every owner; [`outcome`] makes one reply of their verdicts. What is absent: a
+//! finds out about its sender ([`authentication`]), and has a [`delivery`] to every owner; [`outcome`] makes one reply of their verdicts. What is absent: a
 //! 250 before the owners' own, a verdict that counts after the row it came by has changed, an owner that no
 //! row named.
 
 pub mod app;
+pub mod authentication;
 pub mod body;
 pub mod delivery;
 pub mod outcome;

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 
+use crate::authentication::{Authenticator, Policy, Subject};
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::delivery::{Introduction, Pool};
 use crate::outcome::{self, Verdict};
@@ -53,6 +54,8 @@ pub struct Context {
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
     pub temporary: PathBuf,
+    /// Finds out about senders; `None`: nothing is.
+    pub authenticator: Option<Arc<Authenticator>>,
 }
 
 /// A message that is being received.
@@ -254,12 +257,46 @@ impl Conversation<'_> {
         let began = Instant::now();
         let id = uuid::Uuid::now_v7().simple().to_string();
         let header = self.trace(&transaction, message, &id);
+        let (header, message) = match self.authenticated(&transaction, header, message, &id).await {
+            Ok(authenticated) => authenticated,
+            Err(refusal) => {
+                transaction.abandon(self.cx).await;
+                return refusal;
+            }
+        };
+        let message = &message;
         let from = transaction.mail().from.clone();
         let introduction = self.introduction();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
-        let verdicts =
-            transaction.deliver(self.cx, &introduction, &header, message, &record).await;
+        let verdicts = transaction.deliver(self.cx, &introduction, &header, message, &record).await;
         outcome::reply(&verdicts, &id)
+    }
+
+    /// Finds out about the sender: what is delivered then, and the header before it, or a refusal.
+    async fn authenticated(
+        &self,
+        transaction: &Transaction,
+        trace: String,
+        message: &Message,
+        id: &str,
+    ) -> Result<(String, Message), Reply> {
+        let Some(authenticator) = &self.cx.authenticator else {
+            return Ok((trace, message.clone()));
+        };
+        let (client, from) = (self.wire.peer(), &transaction.mail().from);
+        let helo = self.session.helo().map_or("", |helo| &helo.name);
+        let recipients = transaction.domains();
+        let subject = Subject { client: client.ip(), helo, from, recipients, message };
+        let findings = authenticator.examine(subject).await;
+        let (session, auth, policy) = (&self.id, &findings.summary, findings.policy.as_str());
+        tracing::info!(session, id, %client, %from, auth, policy, "sender looked at");
+        match &findings.policy {
+            Policy::Reject(reply) => Err(reply.clone()),
+            Policy::Deliver | Policy::Quarantine => findings
+                .apply(&trace, message)
+                .await
+                .map_err(|_| Reply::new(452, (3, 1), "Cannot keep the message now")),
+        }
     }
 
     fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {

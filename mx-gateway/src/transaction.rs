@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use futures_util::future::{join, join_all};
-use shared::address::Address;
+use shared::address::{Address, Domain};
 use shared::backend::Backend;
 use shared::ownership::{Name, Owner, Refusal, Work};
 use shared::smtp::command::Mail;
@@ -106,6 +106,11 @@ impl Transaction {
             [only] => Some(&only.address),
             _ => None,
         }
+    }
+
+    /// Domains of its recipients.
+    pub fn domains(&self) -> Vec<&Domain> {
+        self.recipients.iter().map(|recipient| recipient.address.domain()).collect()
     }
 
     /// Asks a recipient's owner.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use mx_gateway::authentication::Authenticator;
 use mx_gateway::body::Memory;
 use mx_gateway::delivery::Pool;
 use mx_gateway::serve::{Context, serve};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub proxied: bool,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
+    /// Finds out about senders.
+    pub authenticator: Option<Arc<Authenticator>>,
 }
 
 impl Default for Settings {
@@ -51,11 +54,13 @@ impl Default for Settings {
                 data_timeout: PATIENCE,
                 delivery_timeout: PATIENCE,
                 max_received: 100,
+                authentication: None,
             },
             tls: None,
             implicit_tls: false,
             proxied: false,
             ask_timeout: PATIENCE,
+            authenticator: None,
         }
     }
 }
@@ -91,7 +96,7 @@ impl GatewayNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
-        let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let Settings { rules, tls, implicit_tls, proxied, ask_timeout, authenticator } = settings;
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -112,6 +117,7 @@ impl GatewayNode {
             pool: Arc::new(Pool::default()),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
+            authenticator,
         });
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)

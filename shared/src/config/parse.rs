@@ -1,5 +1,6 @@
 //! From the file as written to checked types. Every problem is noted, not only the first.
 
+mod authentication;
 mod backends;
 mod login;
 mod names;
@@ -179,6 +180,7 @@ impl Parser<'_, '_> {
         }
         let hostname = self.hostname("mx.hostname", &mx.hostname, host);
         MxConfig {
+            authentication: self.authentication(mx.authentication, &hostname),
             hostname,
             postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
             listeners: self

@@ -250,6 +250,7 @@ pub(super) struct Mx {
     #[serde(with = "humantime_serde")]
     pub(super) delivery_timeout: Duration,
     pub(super) max_received: usize,
+    pub(super) authentication: Authentication,
 }
 
 impl Default for Mx {
@@ -268,8 +269,55 @@ impl Default for Mx {
             // Below the ten minutes that senders wait after the dot (RFC 5321 §4.5.3.2.6).
             delivery_timeout: Duration::from_mins(4),
             max_received: 100,
+            authentication: Authentication::default(),
         }
     }
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Authentication {
+    pub(super) enabled: bool,
+    pub(super) name: String,
+    #[serde(with = "humantime_serde")]
+    pub(super) time_limit: Duration,
+    pub(super) dns: Vec<String>,
+    pub(super) enforce: BTreeMap<String, Enforcement>,
+    pub(super) max_signatures: usize,
+    pub(super) max_verified_size: ByteSize,
+    pub(super) arc_seal: ArcSeal,
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            name: String::new(),
+            time_limit: Duration::from_secs(8),
+            dns: Vec::new(),
+            enforce: BTreeMap::new(),
+            max_signatures: 8,
+            max_verified_size: ByteSize::mib(25),
+            arc_seal: ArcSeal::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Enforcement {
+    Off,
+    Quarantine,
+    Reject,
+}
+
+/// With an empty domain nothing is sealed.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ArcSeal {
+    pub(super) domain: String,
+    pub(super) selector: String,
+    pub(super) key_file: PathBuf,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -495,6 +543,8 @@ mod tests {
             "backends.old.imap",
             "mx",
             "mx.smtp",
+            "mx.authentication",
+            "mx.authentication.arc_seal",
             "login",
             "login.imap",
             "login.imaps",
