@@ -147,7 +147,7 @@ fn value(text: &str) -> String {
         return text.to_owned();
     }
     // No quoted pairs, and nothing in the quotes that reads as structure: not every reader knows quotes.
-    let tame = |c: char| c.is_ascii_graphic() && !"()<>;\\\"".contains(c) || c == ' ';
+    let tame = |c: char| c.is_ascii_graphic() && !"()<>;=\\\"".contains(c) || c == ' ';
     let chars = text.chars().take(MAX_VALUE).map(|c| if tame(c) { c } else { '?' });
     format!("\"{}\"", chars.collect::<String>())
 }
@@ -193,7 +193,7 @@ mod tests {
         for (said, written) in [
             ("mail.example.com", "mail.example.com"),
             ("a@b.example", "a@b.example"),
-            ("x; dkim=pass", "\"x? dkim=pass\""),
+            ("x; dkim=pass", "\"x? dkim?pass\""),
             ("x\r\nEvil: yes", "\"x??Evil: yes\""),
             ("\"a;b\"@c.example", "\"?a?b?@c.example\""),
             ("(x) y", "\"?x? y\""),
