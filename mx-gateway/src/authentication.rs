@@ -6,7 +6,8 @@
 //! the mail-auth library is in this module.
 //!
 //! What is absent: a limit on look-ups of names that do not exist (RFC 7208 §4.6.4). The library has none; its
-//! ten look-ups and our time limit bound them.
+//! ten look-ups and our time limit bound them. Nor does it take an unknown mechanism in an SPF record for an
+//! error, but for a modifier.
 
 pub mod forged;
 pub mod policy;
@@ -170,18 +171,23 @@ impl Authenticator {
         // What joins the results needs some of the time.
         let soon = deadline(began, self.config.time_limit.mul_f32(0.75));
         let Subject { client, helo, from, recipients, message } = subject;
-        let text = match self.read(message, soon).await {
-            Ok(text) => text,
-            Err(error) => return unreadable(&error),
-        };
         let who = Identities::new(client, &self.hostname, helo, from);
-        let (spf_helo, spf_from, iprev, content) = join4(
+        let read = async {
+            let text = self.read(message, soon).await?;
+            let content = self.content(&text.kept, soon, until).await;
+            Ok::<_, io::Error>((text, content))
+        };
+        let (spf_helo, spf_from, iprev, read) = join4(
             who.spf_helo(&self.dns, soon),
             who.spf_from(&self.dns, soon),
             who.iprev(&self.dns, soon),
-            self.content(&text.kept, soon, until),
+            read,
         )
         .await;
+        let (text, content) = match read {
+            Ok(read) => read,
+            Err(error) => return unreadable(&error),
+        };
         let mut authors = match (&content.undecided, content.from.is_empty()) {
             (Some((found, why)), true) => vec![Dmarc::undecided(*found, why)],
             _ => who.dmarc(&self.dns, &content.from, &spf_from, &content.signatures, until).await,

@@ -3,6 +3,8 @@
 //! The file has no name, so nothing is left behind by a crash. It is read at positions of each reader's
 //! own, so that several owners can be delivered to at once.
 
+mod gaps;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,6 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use self::gaps::Gaps;
 
 /// Octets read from the file at once.
 const CHUNK: usize = 64 * 1024;
@@ -67,14 +71,6 @@ pub struct Message {
     first_octet: Option<u8>,
     content: Content,
     gaps: Arc<Gaps>,
-}
-
-/// Octets of the content that do not belong to the message.
-#[derive(Debug, Default)]
-struct Gaps {
-    /// In ascending order; none is empty, and no two of them touch.
-    ranges: Vec<Range<u64>>,
-    octets: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -227,31 +223,14 @@ impl Message {
     ///
     /// The file's failure.
     pub async fn without(&self, ranges: Vec<Range<u64>>) -> io::Result<Self> {
-        let content = self.octets.saturating_add(self.gaps.octets);
+        let content = self.octets.saturating_add(self.gaps.octets());
         let gaps = Gaps::new(ranges, content);
-        let octets = content.saturating_sub(gaps.octets);
+        let octets = content.saturating_sub(gaps.octets());
         let mut less = Self { octets, gaps: Arc::new(gaps), ..self.clone() };
         let (mut reader, mut first) = (less.reader(), Vec::new());
         while first.is_empty() && reader.read(&mut first).await? {}
         less.first_octet = first.first().copied();
         Ok(less)
-    }
-}
-
-impl Gaps {
-    /// Overlapping and touching ranges become one; what lies beyond the content does not count.
-    fn new(given: Vec<Range<u64>>, content: u64) -> Self {
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for Range { start, end } in given {
-            let end = end.min(content);
-            match ranges.last_mut() {
-                Some(last) if start <= last.end => last.end = last.end.max(end),
-                _ if start < end => ranges.push(start..end),
-                _ => {}
-            }
-        }
-        let octets = ranges.iter().map(|gap| gap.end.saturating_sub(gap.start)).sum();
-        Self { ranges, octets }
     }
 }
 
@@ -263,7 +242,7 @@ impl Reader {
     /// The file's failure.
     pub async fn read(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
         let Message { octets, gaps, .. } = &self.message;
-        let left = octets.saturating_add(gaps.octets).saturating_sub(self.at);
+        let left = octets.saturating_add(gaps.octets()).saturating_sub(self.at);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
         if want == 0 {
             return Ok(false);
@@ -274,7 +253,7 @@ impl Reader {
             Content::Memory(kept) => {
                 let at = usize::try_from(from).unwrap_or(usize::MAX);
                 let chunk = kept.octets.get(at..at.saturating_add(want)).unwrap_or_default();
-                self.gap = append(chunk, from, &self.message.gaps.ranges, self.gap, into);
+                self.gap = self.message.gaps.append_rest(chunk, from, self.gap, into);
             }
             Content::File(file) => {
                 let file = Arc::clone(file);
@@ -283,38 +262,11 @@ impl Reader {
                     file.read_exact_at(&mut chunk, from).map(|()| chunk)
                 });
                 let chunk = chunk.await.map_err(io::Error::other)??;
-                self.gap = append(&chunk, from, &self.message.gaps.ranges, self.gap, into);
+                self.gap = self.message.gaps.append_rest(&chunk, from, self.gap, into);
             }
         }
         Ok(true)
     }
-}
-
-/// Appends the octets of a chunk, whose first is the content's `from`th, without those in `gaps`. Returns
-/// the first gap that goes on behind the chunk, or begins there.
-fn append(
-    chunk: &[u8],
-    from: u64,
-    gaps: &[Range<u64>],
-    mut next: usize,
-    into: &mut Vec<u8>,
-) -> usize {
-    let place = |at: u64| usize::try_from(at.saturating_sub(from)).unwrap_or(usize::MAX);
-    let mut at = 0;
-    while let Some(gap) = gaps.get(next) {
-        let (start, end) = (place(gap.start), place(gap.end));
-        if start >= chunk.len() {
-            break;
-        }
-        into.extend_from_slice(chunk.get(at..start).unwrap_or_default());
-        at = end.min(chunk.len());
-        if end > chunk.len() {
-            break;
-        }
-        next = next.saturating_add(1);
-    }
-    into.extend_from_slice(chunk.get(at..).unwrap_or_default());
-    next
 }
 
 #[cfg(test)]

@@ -214,7 +214,7 @@ impl Known {
 }
 
 impl RequestHandler for Handler {
-    fn handle_request<'a, 'b, 'f, R: ResponseHandler, T: Time>(
+    fn handle_request<'a, 'b, 'f, R, T>(
         &'a self,
         request: &'b Request,
         response_handle: R,
@@ -222,8 +222,8 @@ impl RequestHandler for Handler {
     where
         'a: 'f,
         'b: 'f,
-        R: 'f,
-        T: 'f,
+        R: ResponseHandler + 'f,
+        T: Time + 'f,
         Self: 'f,
     {
         Box::pin(self.answer(request, response_handle))

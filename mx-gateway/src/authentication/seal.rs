@@ -10,6 +10,7 @@ use mail_auth::{AuthenticatedMessage, AuthenticationResults, DkimResult, Message
 use shared::config::ArcSealConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
+use zeroize::Zeroizing;
 
 use super::body_hash;
 use super::keys::Keys;
@@ -64,19 +65,9 @@ impl Sealer {
     pub(super) fn new(config: &ArcSealConfig) -> Result<Self, SealError> {
         let file = || config.key_file.clone();
         let der = PrivateKeyDer::from_pem_file(&config.key_file)
+            .map(Zeroizing::new)
             .map_err(|source| SealError::Unreadable { file: file(), source })?;
-        let ed25519 = match &der {
-            PrivateKeyDer::Pkcs8(der) => {
-                Ed25519Key::from_pkcs8_maybe_unchecked_der(der.secret_pkcs8_der()).ok()
-            }
-            _ => None,
-        };
-        let key = match ed25519 {
-            Some(key) => DkimKey::Ed25519(key),
-            None => RsaKey::<Sha256>::from_key_der(der)
-                .map(DkimKey::Rsa)
-                .map_err(|_| SealError::Unusable { file: file() })?,
-        };
+        let key = key_of(&der).ok_or_else(|| SealError::Unusable { file: file() })?;
         let sealer = ArcSealer::from_key(key)
             .domain(config.domain.as_str())
             .selector(&*config.selector)
@@ -111,5 +102,45 @@ impl Sealer {
         let set = self.0.seal(&message, &results, &chain).ok()?.to_header();
         let (others, results) = set.split_at(set.find("ARC-Authentication-Results:")?);
         Some(format!("{others}{}", results.replace("; ", ";\r\n\t")))
+    }
+}
+
+/// The key in a file, which keeps its octets.
+fn key_of(der: &PrivateKeyDer<'_>) -> Option<DkimKey> {
+    let borrowed = match der {
+        PrivateKeyDer::Pkcs1(der) => PrivateKeyDer::Pkcs1(der.secret_pkcs1_der().into()),
+        PrivateKeyDer::Pkcs8(der) => {
+            let octets = der.secret_pkcs8_der();
+            if let Ok(key) = Ed25519Key::from_pkcs8_maybe_unchecked_der(octets) {
+                return Some(DkimKey::Ed25519(key));
+            }
+            PrivateKeyDer::Pkcs8(octets.into())
+        }
+        _ => return None,
+    };
+    RsaKey::<Sha256>::from_key_der(borrowed).ok().map(DkimKey::Rsa)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::address::Domain;
+
+    use super::*;
+
+    #[test]
+    fn without_a_key_nothing_is_sealed_in_silence() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = |name: &str| ArcSealConfig {
+            domain: Domain::parse("example.org").unwrap(),
+            selector: "s1".into(),
+            key_file: directory.path().join(name),
+        };
+        let begin = "-----BEGIN PRIVATE KEY-----\n";
+        let end = "-----END PRIVATE KEY-----\n";
+        std::fs::write(directory.path().join("junk"), format!("{begin}YWJj\n{end}")).unwrap();
+        for (name, expected) in [("missing", "cannot read the key"), ("junk", "has no RSA")] {
+            let error = Sealer::new(&config(name)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }
