@@ -11,6 +11,7 @@ use shared::listener::{Listener, Refused};
 use shared::service::{Program, Service, ServiceError};
 use tokio::time::sleep;
 
+use crate::authentication::{Authenticator, AuthenticatorError};
 use crate::body::Memory;
 use crate::delivery::{FirstAnswers, Offers, Pool};
 use crate::queue::{Queue, Rules};
@@ -51,6 +52,14 @@ struct Bound {
     context: Arc<ArcSwap<Context>>,
 }
 
+/// What all listeners share until the configuration is changed.
+#[derive(Debug, Clone, Copy)]
+struct Parts<'a> {
+    pool: &'a Arc<Pool>,
+    offers: &'a Arc<Offers>,
+    authenticator: Option<&'a Arc<Authenticator>>,
+}
+
 impl Program for Gateway {
     const NAME: &'static str = "mx-gateway";
 
@@ -78,8 +87,12 @@ impl Program for Gateway {
             first: Mutex::new(Some(first)),
         };
         let pool = gateway.pool();
+        let authenticator =
+            authenticator(&config).map_err(|error| ServiceError::Disk(error.to_string().into()))?;
         for MxListener { kind, config: configured } in &config.mx.listeners {
-            let context = gateway.context(service, &config, *kind, configured, &pool, &offers);
+            let parts =
+                Parts { pool: &pool, offers: &offers, authenticator: authenticator.as_ref() };
+            let context = gateway.context(service, &config, *kind, configured, parts);
             gateway.outbound.get_or_insert_with(|| Arc::new(ArcSwap::new(Arc::clone(&context))));
             gateway.bound.push(Bound {
                 kind: *kind,
@@ -123,8 +136,16 @@ impl Program for Gateway {
         // Clients are offered what was known before until all is known that was known then.
         first.known().await;
         self.queue.set_rules(rules(&config.mx));
+        let authenticator = authenticator(config);
+        if let Err(error) = &authenticator {
+            tracing::error!(%error, "senders are looked at as they were before");
+        }
         for (at, Bound { kind, configured, listener, context }) in self.bound.iter().enumerate() {
-            let changed = self.context(service, config, *kind, configured, &pool, &offers);
+            let before = || context.load().authenticator.clone();
+            let authenticator = authenticator.as_ref().map_or_else(|_| before(), Option::clone);
+            let parts =
+                Parts { pool: &pool, offers: &offers, authenticator: authenticator.as_ref() };
+            let changed = self.context(service, config, *kind, configured, parts);
             if let Some(outbound) = self.outbound.as_ref().filter(|_| at == 0) {
                 outbound.store(Arc::clone(&changed));
             }
@@ -161,8 +182,7 @@ impl Gateway {
         config: &Config,
         kind: MxKind,
         listener: &ListenerConfig,
-        pool: &Arc<Pool>,
-        offers: &Arc<Offers>,
+        parts: Parts<'_>,
     ) -> Arc<Context> {
         let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
         Arc::new(Context {
@@ -173,11 +193,12 @@ impl Gateway {
             tls: tls.map(|certificates| certificates.server_config()),
             implicit_tls: listener.tls == ListenerTls::Implicit,
             ask_timeout: LONGEST_ASK,
-            pool: Arc::clone(pool),
+            pool: Arc::clone(parts.pool),
             queue: Some(Arc::clone(&self.queue)),
-            offers: Arc::clone(offers),
+            offers: Arc::clone(parts.offers),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
+            authenticator: parts.authenticator.cloned(),
         })
     }
 }
@@ -212,6 +233,13 @@ fn ask(lifecycle: &Lifecycle, config: &Config) -> (Lifecycle, Arc<Offers>, First
     let offers = Offers::new(&config.backends, config.mx.max_message_size);
     let first = offers.watch(&asking, &config.backends, config.mx.hostname.as_str());
     (asking, offers, first)
+}
+
+/// What finds out about senders, if that is wanted.
+fn authenticator(config: &Config) -> Result<Option<Arc<Authenticator>>, AuthenticatorError> {
+    let wanted = config.mx.authentication.as_ref();
+    let authenticator = wanted.map(|wanted| Authenticator::new(wanted, &config.mx.hostname));
+    Ok(authenticator.transpose()?.map(Arc::new))
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

@@ -3,12 +3,17 @@
 //! The file has no name, so nothing is left behind by a crash. It is read at positions of each reader's
 //! own, so that several owners can be delivered to at once.
 
+mod gaps;
+
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use self::gaps::Gaps;
 
 /// Octets read from the file at once.
 const CHUNK: usize = 64 * 1024;
@@ -65,6 +70,7 @@ pub struct Message {
     octets: u64,
     first_octet: Option<u8>,
     content: Content,
+    gaps: Arc<Gaps>,
 }
 
 #[derive(Debug, Clone)]
@@ -78,7 +84,10 @@ enum Content {
 #[derive(Debug)]
 pub struct Reader {
     message: Message,
+    /// The next octet of the content.
     at: u64,
+    /// The first gap that does not end before it.
+    gap: usize,
 }
 
 impl Memory {
@@ -159,7 +168,8 @@ impl Body {
             Some(file) => Content::File(Arc::new(file), 0),
             None => Content::Memory(Arc::new(self.kept)),
         };
-        Ok(Message { octets: self.octets, first_octet: self.first_octet, content })
+        let gaps = Arc::default();
+        Ok(Message { octets: self.octets, first_octet: self.first_octet, content, gaps })
     }
 
     /// True while everything is in memory.
@@ -194,7 +204,8 @@ impl Body {
 impl Message {
     /// A message of so many octets that stands in a file, from `offset` on. `first_octet` is its first.
     pub(crate) fn of_file(file: File, offset: u64, octets: u64, first_octet: Option<u8>) -> Self {
-        Self { octets, first_octet, content: Content::File(Arc::new(file), offset) }
+        let content = Content::File(Arc::new(file), offset);
+        Self { octets, first_octet, content, gaps: Arc::default() }
     }
 
     /// A message of ours. Its memory is counted nowhere.
@@ -202,7 +213,8 @@ impl Message {
         let length = u64::try_from(octets.len()).unwrap_or(u64::MAX);
         let first_octet = octets.first().copied();
         let kept = Kept { octets, memory: Memory::new(0) };
-        Self { octets: length, first_octet, content: Content::Memory(Arc::new(kept)) }
+        let content = Content::Memory(Arc::new(kept));
+        Self { octets: length, first_octet, content, gaps: Arc::default() }
     }
 
     /// Its octets, CR LFs counted.
@@ -217,38 +229,58 @@ impl Message {
 
     /// Reads it from its start.
     pub fn reader(&self) -> Reader {
-        Reader { message: self.clone(), at: 0 }
+        Reader { message: self.clone(), at: 0, gap: 0 }
+    }
+
+    /// The message with these octets left out: ranges of the whole content, in ascending order. What was
+    /// left out of it before counts no more.
+    ///
+    /// # Errors
+    ///
+    /// The file's failure.
+    pub async fn without(&self, ranges: Vec<Range<u64>>) -> io::Result<Self> {
+        let content = self.octets.saturating_add(self.gaps.octets());
+        let gaps = Gaps::new(ranges, content);
+        let octets = content.saturating_sub(gaps.octets());
+        let mut less = Self { octets, gaps: Arc::new(gaps), ..self.clone() };
+        let (mut reader, mut first) = (less.reader(), Vec::new());
+        while first.is_empty() && reader.read(&mut first).await? {}
+        less.first_octet = first.first().copied();
+        Ok(less)
     }
 }
 
 impl Reader {
-    /// Appends some more of the message to `into`; false at its end.
+    /// Appends some more of the message to `into`, sometimes nothing; false at its end.
     ///
     /// # Errors
     ///
     /// The file's failure.
     pub async fn read(&mut self, into: &mut Vec<u8>) -> io::Result<bool> {
-        let left = self.message.octets.saturating_sub(self.at);
+        let Message { octets, gaps, .. } = &self.message;
+        let left = octets.saturating_add(gaps.octets()).saturating_sub(self.at);
         let want = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
         if want == 0 {
             return Ok(false);
         }
+        let from = self.at;
+        self.at = from.saturating_add(u64::try_from(want).unwrap_or(u64::MAX));
         match &self.message.content {
             Content::Memory(kept) => {
-                let octets = &kept.octets;
-                let at = usize::try_from(self.at).unwrap_or(usize::MAX);
-                into.extend_from_slice(octets.get(at..at.saturating_add(want)).unwrap_or_default());
+                let at = usize::try_from(from).unwrap_or(usize::MAX);
+                let chunk = kept.octets.get(at..at.saturating_add(want)).unwrap_or_default();
+                self.gap = self.message.gaps.append_rest(chunk, from, self.gap, into);
             }
             Content::File(file, offset) => {
-                let (file, at) = (Arc::clone(file), offset.saturating_add(self.at));
+                let (file, at) = (Arc::clone(file), offset.saturating_add(from));
                 let chunk = tokio::task::spawn_blocking(move || {
                     let mut chunk = vec![0; want];
                     file.read_exact_at(&mut chunk, at).map(|()| chunk)
                 });
-                into.extend_from_slice(&chunk.await.map_err(io::Error::other)??);
+                let chunk = chunk.await.map_err(io::Error::other)??;
+                self.gap = self.message.gaps.append_rest(&chunk, from, self.gap, into);
             }
         }
-        self.at = self.at.saturating_add(u64::try_from(want).unwrap_or(u64::MAX));
         Ok(true)
     }
 }
@@ -320,5 +352,45 @@ mod tests {
         let mut third = Body::new(limits);
         third.append(vec![b'x'; 900]).await;
         assert!(third.is_in_memory(), "what a message had is given back with it");
+    }
+
+    /// What is left of `content` without `ranges`, by the plainest means.
+    fn cut(content: &[u8], ranges: &[Range<u64>]) -> Vec<u8> {
+        let left_out = |at: usize| ranges.iter().any(|range| range.contains(&(at as u64)));
+        content.iter().enumerate().filter(|(at, _)| !left_out(*at)).map(|(_, &b)| b).collect()
+    }
+
+    #[tokio::test]
+    #[expect(clippy::reversed_empty_ranges, reason = "what is no range is no gap")]
+    #[expect(clippy::single_range_in_vec_init, reason = "they are ranges")]
+    async fn what_is_left_out_is_not_read_wherever_chunks_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let chunk = CHUNK as u64;
+        let whole: Vec<u8> = (0..251).cycle().take(3 * CHUNK).collect();
+        for size in [500, 3 * CHUNK] {
+            let whole = &whole[..size];
+            let mut body = Body::new(limits(directory.path()));
+            body.append(whole.to_vec()).await;
+            assert_eq!(body.is_in_memory(), size == 500);
+            let message = body.finish().unwrap();
+            for ranges in [
+                vec![],
+                vec![0..1],
+                vec![0..10, 10..20, 15..25, 30..31],
+                vec![5..5, 9..7, 8..9],
+                vec![499..600],
+                vec![0..u64::MAX],
+                vec![chunk - 1..chunk + 1],
+                vec![0..chunk, chunk..2 * chunk],
+                vec![10..chunk * 2 + 10],
+                vec![chunk * 3 - 1..chunk * 3],
+            ] {
+                let less = message.without(ranges.clone()).await.unwrap();
+                let expected = cut(whole, &ranges);
+                assert_eq!(content(&less).await, expected, "{ranges:?}");
+                assert_eq!(less.octets(), expected.len() as u64, "{ranges:?}");
+                assert_eq!(less.first_octet(), expected.first().copied(), "{ranges:?}");
+            }
+        }
     }
 }

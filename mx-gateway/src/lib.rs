@@ -2,12 +2,14 @@
 //!
 //! [`session`] is the SMTP server as a pure state machine; [`serve`] drives it. A [`transaction`] looks up
 //! whose each [`recipient`] is, asks that owner on the real transaction, keeps the message in a [`body`],
-//! and has a [`delivery`] to every owner; [`outcome`] makes one reply of their verdicts. The [`spool`]
-//! keeps on disk what is ours for now; a [`report`] tells a sender what became of it. What is absent: a 250
-//! before the owners' own, a verdict that counts after the row it came by has changed, an owner that no
+//! finds out about its sender ([`authentication`]), and has a [`delivery`] to every owner; [`outcome`] makes one
+//! reply of their verdicts, and a [`custody`] sees to it. The [`spool`] keeps on disk what is ours for now, and
+//! the [`queue`] tries it again; a [`report`] tells a sender what became of it. What is absent: a 250 before the
+//! owners' own or a durable copy, a verdict that counts after the row it came by has changed, an owner that no
 //! row named.
 
 pub mod app;
+pub mod authentication;
 pub mod body;
 pub mod custody;
 pub mod delivery;

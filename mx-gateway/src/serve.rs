@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::rustls::ServerConfig;
 
+use crate::authentication::{Authenticator, Policy, Standing, Subject};
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::custody::{Origin, place_of};
 use crate::delivery::{Introduction, Offers, Pool};
@@ -64,6 +65,8 @@ pub struct Context {
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
     pub temporary: PathBuf,
+    /// Finds out about senders; `None`: nothing is.
+    pub authenticator: Option<Arc<Authenticator>>,
 }
 
 /// A message that is being received.
@@ -318,11 +321,20 @@ impl Conversation<'_> {
         vec![refusal]
     }
 
-    /// Delivers, and waits for the reply.
+    /// Finds out about the sender, delivers, and waits for the reply.
     async fn deliver(&mut self, transaction: Transaction, message: Message) -> Vec<Reply> {
         let id: Box<str> = uuid::Uuid::now_v7().simple().to_string().into();
+        let trace = self.trace(&transaction, &message, &id);
+        let looked_at = self.authenticated(&transaction, trace, &message, &id).await;
+        let (header, message, may_report) = match looked_at {
+            Ok(authenticated) => authenticated,
+            Err(refusal) => {
+                transaction.abandon(self.cx).await;
+                return vec![refusal];
+            }
+        };
         let letter = Arc::new(Letter {
-            header: self.trace(&transaction, &message, &id),
+            header,
             id,
             mail: transaction.mail().clone(),
             introduction: self.introduction(),
@@ -332,7 +344,7 @@ impl Conversation<'_> {
             session: self.id.as_str().into(),
             client: self.wire.peer(),
             each: self.session.protocol() == Protocol::Lmtp,
-            may_report: false,
+            may_report,
         };
         let (each, accepted) = (origin.each, transaction.accepted().to_vec());
         let replies = transaction.deliver(self.cx, &letter, origin).await.unwrap_or_default();
@@ -340,6 +352,35 @@ impl Conversation<'_> {
         let lost = || Reply::new(451, (3, 0), "Internal error, try again later");
         let of = |place: usize| replies.get(place).cloned().unwrap_or_else(lost);
         if each { accepted.into_iter().map(of).collect() } else { vec![of(0)] }
+    }
+
+    /// Finds out about the sender: the header, what is delivered behind it, and whether the sender may be told
+    /// of a failure; or a refusal.
+    async fn authenticated(
+        &self,
+        transaction: &Transaction,
+        trace: String,
+        message: &Message,
+        id: &str,
+    ) -> Result<(String, Message, bool), Reply> {
+        let Some(authenticator) = &self.cx.authenticator else {
+            return Ok((trace, message.clone(), false));
+        };
+        let (client, from) = (self.wire.peer(), &transaction.mail().from);
+        let helo = self.session.helo().map_or("", |helo| &helo.name);
+        let recipients = transaction.domains();
+        let subject = Subject { client: client.ip(), helo, from, recipients, message };
+        let findings = authenticator.examine(subject).await;
+        let passed = findings.sender == Standing::Passed;
+        let (session, auth, policy) = (&self.id, &findings.summary, findings.policy.as_str());
+        tracing::info!(session, id, %client, %from, auth, policy, "sender looked at");
+        match &findings.policy {
+            Policy::Reject(reply) => Err(reply.clone()),
+            Policy::Deliver | Policy::Quarantine => match findings.apply(&trace, message).await {
+                Ok((header, message)) => Ok((header, message, passed)),
+                Err(_) => Err(Reply::new(452, (3, 1), "Cannot keep the message now")),
+            },
+        }
     }
 
     fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {

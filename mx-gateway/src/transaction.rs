@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use shared::address::Address;
+use shared::address::{Address, Domain};
 use shared::backend::Backend;
 use shared::ownership::{Owner, Refusal};
 use shared::smtp::command::{Addressee, Mail, Rcpt};
@@ -92,6 +92,11 @@ impl Transaction {
             [only] => Some(&only.to.address),
             _ => None,
         }
+    }
+
+    /// Domains of its recipients.
+    pub fn domains(&self) -> Vec<&Domain> {
+        self.recipients.iter().map(|recipient| recipient.to.address.domain()).collect()
     }
 
     /// Asks a recipient's owner. One that is held or cannot be reached is not needed for a yes where the

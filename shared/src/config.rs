@@ -9,6 +9,7 @@ mod problem;
 mod raw;
 mod restart;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -131,6 +132,8 @@ pub struct MxConfig {
     pub patience: Duration,
     /// Received headers after which a message is taken to loop (RFC 5321 §6.3).
     pub max_received: usize,
+    /// What is found out about senders; `None`: nothing.
+    pub authentication: Option<AuthenticationConfig>,
     /// What cannot be delivered at once.
     pub queue: QueueConfig,
 }
@@ -166,6 +169,67 @@ pub enum MxKind {
     Smtp,
     /// LMTP with a server that has filtered the mail and wants a verdict for each recipient.
     Lmtp,
+}
+
+/// How senders are authenticated: SPF, DKIM, DMARC, ARC, reverse DNS.
+#[derive(Debug, Clone)]
+pub struct AuthenticationConfig {
+    /// Our authserv-id (RFC 8601 §2.5).
+    pub name: Domain,
+    /// Longest time for all of it; what is not known by then is a temporary error.
+    pub time_limit: Duration,
+    /// Name servers that are asked; none: the system's.
+    pub name_servers: Vec<SocketAddr>,
+    /// What a failure of DMARC leads to.
+    pub enforcement: Enforcement,
+    /// Signatures of one message that are verified.
+    pub max_signatures: usize,
+    /// Octets of a message above which its signatures are not verified.
+    pub max_verified_size: u64,
+    /// With what messages are sealed (RFC 8617).
+    pub arc_seal: Option<ArcSealConfig>,
+}
+
+/// What a failure of DMARC leads to, by the recipient's domain.
+#[derive(Debug, Clone, Default)]
+pub struct Enforcement {
+    domains: BTreeMap<Domain, EnforcementMode>,
+    others: EnforcementMode,
+}
+
+/// How far the policy of an author's domain is followed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EnforcementMode {
+    /// Not at all: it is reported.
+    #[default]
+    Off,
+    /// To quarantine at most.
+    Quarantine,
+    /// To rejection.
+    Reject,
+}
+
+/// With what messages are sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArcSealConfig {
+    /// The sealing domain.
+    pub domain: Domain,
+    /// The selector of its key.
+    pub selector: Box<str>,
+    /// The private key, PEM: RSA (PKCS #1 or #8) or Ed25519 (PKCS #8).
+    pub key_file: PathBuf,
+}
+
+impl Enforcement {
+    /// `others` is for domains that are not named.
+    pub fn new(domains: BTreeMap<Domain, EnforcementMode>, others: EnforcementMode) -> Self {
+        Self { domains, others }
+    }
+
+    /// How far the author's policy is followed for mail to `domain`.
+    pub fn mode(&self, domain: &Domain) -> EnforcementMode {
+        self.domains.get(domain).copied().unwrap_or(self.others)
+    }
 }
 
 /// The login proxy.

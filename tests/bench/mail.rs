@@ -26,7 +26,8 @@ pub async fn run() -> anyhow::Result<()> {
         "[node]\nname = \"bench\"\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
          [backends.old.mail]\nhost = \"127.0.0.1\"\nport = {old}\n\
          [backends.new.mail]\nhost = \"127.0.0.1\"\nport = {new}\n\
-         [mx]\nhostname = \"mx.example.org\"\n[mx.smtp]\nlisten = [\"127.0.0.1:{port}\"]\n\
+         [mx]\nhostname = \"mx.example.org\"\nauthentication.enabled = false\n\
+         [mx.smtp]\nlisten = [\"127.0.0.1:{port}\"]\n\
          tls = \"none\"\n[log]\nlevel = \"warn\"\n",
         state = directory.path(),
         old = old.port,

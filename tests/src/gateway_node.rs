@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
+use mx_gateway::authentication::Authenticator;
 use mx_gateway::body::Memory;
 use mx_gateway::delivery::{Offers, Pool};
 use mx_gateway::queue::Queue;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub ask_timeout: Duration,
     /// Connections open at once from one address.
     pub max_per_address: usize,
+    /// Finds out about senders.
+    pub authenticator: Option<Arc<Authenticator>>,
 }
 
 impl Default for Settings {
@@ -68,12 +71,14 @@ impl Default for Settings {
                     report_via: None,
                     reserve: 0,
                 },
+                authentication: None,
             },
             tls: None,
             implicit_tls: false,
             proxied: false,
             ask_timeout: PATIENCE,
             max_per_address: 1000,
+            authenticator: None,
         }
     }
 }
@@ -135,8 +140,8 @@ impl GatewayNode {
         settings: Settings,
         opened: Option<(Spool, Vec<Stored>)>,
     ) -> Result<Self> {
-        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, max_per_address } =
-            settings;
+        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, .. } = settings;
+        let Settings { max_per_address, authenticator, .. } = settings;
         let backends: Vec<Backend> = backends.into_iter().collect();
         let known: Backends = backends.iter().cloned().collect();
         let offers = Offers::new(&known, rules.max_message_size);
@@ -167,6 +172,7 @@ impl GatewayNode {
             offers: Arc::clone(&offers),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
+            authenticator,
         });
         if let Some(queue) = queue.clone() {
             lifecycle.spawn_chore("queue", queue.run(Arc::new(ArcSwap::new(Arc::clone(&cx)))));

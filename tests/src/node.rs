@@ -292,6 +292,7 @@ certificates = [{certificates}]
 [mx]
 hostname = \"{MX_HOST}\"
 smtp = {{ listen = [\"{smtp}\"] }}
+{authentication}
 {mx}
 [login]
 hostname = \"{IMAP_HOST}\"
@@ -307,6 +308,12 @@ format = \"json\"
         certificates = certificates.join(", "),
         tls = options.tls,
         backends = options.backends,
+        // It would ask name servers that are not the test's own.
+        authentication = if options.mx.contains("authentication") {
+            ""
+        } else {
+            "authentication.enabled = false"
+        },
         mx = options.mx,
         login = options.login,
     )

@@ -1,5 +1,6 @@
 //! From the file as written to checked types. Every problem is noted, not only the first.
 
+mod authentication;
 mod backends;
 mod login;
 mod names;
@@ -203,6 +204,7 @@ impl Parser<'_, '_> {
         });
         let listeners = listeners.collect();
         MxConfig {
+            authentication: self.authentication(mx.authentication, &hostname),
             hostname,
             postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
             listeners,

@@ -262,6 +262,7 @@ pub(super) struct Mx {
     #[serde(with = "humantime_serde")]
     pub(super) patience: Duration,
     pub(super) queue: Queue,
+    pub(super) authentication: Authentication,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -307,8 +308,55 @@ impl Default for Mx {
             max_received: 100,
             patience: Duration::from_secs(30),
             queue: Queue::default(),
+            authentication: Authentication::default(),
         }
     }
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Authentication {
+    pub(super) enabled: bool,
+    pub(super) name: String,
+    #[serde(with = "humantime_serde")]
+    pub(super) time_limit: Duration,
+    pub(super) dns: Vec<String>,
+    pub(super) enforce: BTreeMap<String, Enforcement>,
+    pub(super) max_signatures: usize,
+    pub(super) max_verified_size: ByteSize,
+    pub(super) arc_seal: ArcSeal,
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            name: String::new(),
+            time_limit: Duration::from_secs(8),
+            dns: Vec::new(),
+            enforce: BTreeMap::new(),
+            max_signatures: 8,
+            max_verified_size: ByteSize::mib(25),
+            arc_seal: ArcSeal::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Enforcement {
+    Off,
+    Quarantine,
+    Reject,
+}
+
+/// With an empty domain nothing is sealed.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ArcSeal {
+    pub(super) domain: String,
+    pub(super) selector: String,
+    pub(super) key_file: PathBuf,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -543,6 +591,8 @@ mod tests {
             "mx.smtp",
             "mx.queue",
             "mx.lmtp",
+            "mx.authentication",
+            "mx.authentication.arc_seal",
             "login",
             "login.imap",
             "login.imaps",

@@ -55,6 +55,7 @@ fn good_file(records: &[Record]) -> (Stored, Vec<u8>) {
             local: client,
             helo: "client.example".into(),
             extended: true,
+            session: "01a2".into(),
         },
         arrived: UNIX_EPOCH,
         may_report: false,

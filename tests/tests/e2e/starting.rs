@@ -40,6 +40,7 @@ impl Start {
              [backends.old.mail]\nhost = \"127.0.0.1\"\nport = 1\n\
              [backends.old.imap]\nhost = \"127.0.0.1\"\nport = 1\n\
              [mx]\nhostname = \"mx.example.org\"\nsmtp = {{ listen = [\"{smtp}\"], tls = \"none\" }}\n\
+             authentication.enabled = false\n\
              [login]\nhostname = \"imap.example.org\"\nfailure_delay = \"0s\"\n\
              imap = {{ listen = [\"{imap}\"], tls = \"none\" }}\n",
             place = start.place.path().display(),

@@ -1,6 +1,7 @@
 //! The gateway between real sockets: senders on one side, small SMTP and LMTP servers with manners of
 //! their own on the other, and an owner map that the tests write to.
 
+mod authentication;
 mod chats;
 mod chunks;
 mod clients;

@@ -106,6 +106,7 @@ impl Host {
              {backends}\
              [backends.old.mail]\nhost = \"127.0.0.1\"\nport = {mail}\nprotocol = \"lmtp\"\n\
              [mx]\nhostname = \"mx.example.org\"\nsmtp = {{ listen = [\"{smtp}\"], tls = \"none\" }}\n\
+             authentication.enabled = false\n\
              [login]\nhostname = \"imap.example.org\"\nfailure_delay = \"0s\"\n{listeners}\
              [log]\nformat = \"json\"\n",
             state = self.place.join("state").display(),

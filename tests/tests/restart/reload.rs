@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use shared::backend::LoginProtocol;
 use tests::conversation::Conversation;
+use tests::dns_zone::DnsZone;
 use tests::login_backend::{LoginBackend, Manners};
 use tests::node::login;
 use tests::patience::until;
@@ -203,4 +204,38 @@ async fn the_gateway_takes_its_rules_and_owners_in_and_a_session_keeps_what_it_b
     let message = smtp::message("after");
     assert_eq!(smtp::send(host.smtp, "", &[ANN], &message).await.unwrap().code, 250);
     assert_eq!((host.mail.messages().len(), elsewhere.messages().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn senders_are_judged_by_what_a_reload_says_and_as_before_if_it_cannot_be_done() {
+    let host = Host::new(Engine::Sqlite).await;
+    let zone = DnsZone::start().await.unwrap();
+    zone.txt("_dmarc.example.com", "v=DMARC1; p=reject");
+    let with = |more: &str| {
+        let asked = format!("authentication = {{ dns = [\"{}\"]{more} }}", zone.address);
+        host.configuration().replace("authentication.enabled = false", &asked)
+    };
+    host.configure(&with(""));
+    let gateway = host.start("mx-gateway").await;
+    let send = async || {
+        let message = smtp::message("hello");
+        smtp::send(host.smtp, "bob@example.net", &[ANN], &message).await.unwrap().code
+    };
+    assert_eq!(send().await, 250);
+    let got = host.mail.messages().pop().unwrap().text();
+    assert!(got.contains("\r\nAuthentication-Results: mx.example.org;\r\n"), "{got}");
+    assert!(got.contains("dmarc=fail header.from=example.com"), "{got}");
+
+    host.configure(&with(", enforce = { \"*\" = \"reject\" }"));
+    gateway.signal(Signal::HUP);
+    gateway.said("the configuration was reloaded", 1).await;
+    assert_eq!(send().await, 550);
+
+    let seal = "{ domain = \"example.org\", selector = \"s\", key_file = \"/nowhere\" }";
+    host.configure(&with(&format!(", arc_seal = {seal}")));
+    gateway.signal(Signal::HUP);
+    gateway.said("senders are looked at as they were before", 1).await;
+    gateway.said("the configuration was reloaded", 2).await;
+    assert_eq!(send().await, 550);
+    assert_eq!(host.mail.messages().len(), 1);
 }
