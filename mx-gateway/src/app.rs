@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use shared::config::{Config, ListenerConfig, ListenerTls};
+use shared::config::{Config, ListenerConfig, ListenerTls, MxKind, MxListener};
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Listener, Refused};
 use shared::service::{Program, Service, ServiceError};
@@ -35,6 +35,7 @@ pub struct Gateway {
 /// A listener, and what its sessions from now on work with.
 #[derive(Debug)]
 struct Bound {
+    kind: MxKind,
     /// As it was bound.
     configured: ListenerConfig,
     listener: Listener,
@@ -62,9 +63,10 @@ impl Program for Gateway {
             bound: Vec::new(),
         };
         let pool = gateway.pool();
-        for configured in &config.mx.listeners {
-            let context = gateway.context(service, &config, configured, &pool);
+        for MxListener { kind, config: configured } in &config.mx.listeners {
+            let context = gateway.context(service, &config, *kind, configured, &pool);
             gateway.bound.push(Bound {
+                kind: *kind,
                 configured: configured.clone(),
                 listener: Listener::bind_among(configured, &service.sockets)?,
                 context: Arc::new(ArcSwap::new(context)),
@@ -76,9 +78,13 @@ impl Program for Gateway {
     async fn prepare(&self) {}
 
     fn serve(&self) {
-        for Bound { listener, context, .. } in &self.bound {
+        for Bound { kind, listener, context, .. } in &self.bound {
             let (addresses, context) = (listener.addresses(), Arc::clone(context));
-            tracing::info!(protocol = "smtp", ?addresses, "listening");
+            let protocol = match kind {
+                MxKind::Smtp => "smtp",
+                MxKind::Internal => "internal",
+            };
+            tracing::info!(protocol, ?addresses, "listening");
             listener
                 .serve(&self.lifecycle, full, move |accepted| serve(context.load_full(), accepted));
         }
@@ -87,9 +93,9 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
-        for Bound { configured, listener, context } in &self.bound {
-            context.store(self.context(service, config, configured, &pool));
-            if let Some(changed) = config.mx.listeners.first() {
+        for Bound { kind, configured, listener, context } in &self.bound {
+            context.store(self.context(service, config, *kind, configured, &pool));
+            if let Some(changed) = config.mx.listener(*kind) {
                 listener.reload(changed);
             }
         }
@@ -117,11 +123,13 @@ impl Gateway {
         &self,
         service: &Service,
         config: &Config,
+        kind: MxKind,
         listener: &ListenerConfig,
         pool: &Arc<Pool>,
     ) -> Arc<Context> {
         let tls = service.certificates.as_ref().filter(|_| listener.tls != ListenerTls::None);
         Arc::new(Context {
+            kind,
             ownership: Arc::clone(&service.ownership),
             lifecycle: service.lifecycle.clone(),
             rules: config.mx.clone(),

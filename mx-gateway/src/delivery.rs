@@ -105,12 +105,11 @@ pub struct Delivery<'a> {
     recipients: Vec<Recipient>,
 }
 
-/// One recipient, registered.
+/// One recipient, registered where it has an owner.
 #[derive(Debug)]
 struct Recipient {
     address: Address,
-    owner: Owner,
-    registration: Registration,
+    ownership: Option<(Owner, Registration)>,
 }
 
 /// Told of each verdict.
@@ -135,9 +134,9 @@ impl<'a> Delivery<'a> {
         &self.backend
     }
 
-    /// Adds a recipient, registered before its owner was read.
-    pub fn add(&mut self, address: Address, owner: Owner, registration: Registration) {
-        self.recipients.push(Recipient { address, owner, registration });
+    /// Adds a recipient, registered before its owner was read; `None` where no row decides.
+    pub fn add(&mut self, address: Address, ownership: Option<(Owner, Registration)>) {
+        self.recipients.push(Recipient { address, ownership });
     }
 
     /// Sets the transaction that is open there with exactly these recipients; `None`: a new one is begun.
@@ -169,8 +168,9 @@ impl<'a> Delivery<'a> {
         let judged = self.recipients.into_iter().zip(verdicts).map(|(recipient, verdict)| {
             let (verdict, why) =
                 verdict.unwrap_or_else(|| (Verdict::Unfinished, cut_short.clone()));
-            let Recipient { address: to, owner, registration } = recipient;
-            let delivered = Delivered { to, owner: Some(owner), verdict, why };
+            let Recipient { address: to, ownership } = recipient;
+            let (owner, registration) = ownership.unzip();
+            let delivered = Delivered { to, owner, verdict, why };
             record(&delivered);
             // Recorded: only now a fence need not wait for it any more.
             drop(registration);
@@ -280,7 +280,10 @@ impl<'a> Delivery<'a> {
             return self.refused(at, reply);
         }
         let recipient = self.recipients.get(at)?;
-        if self.cx.ownership.still_stands(&recipient.registration) {
+        let stands = |(_, registration): &(Owner, Registration)| {
+            self.cx.ownership.still_stands(registration)
+        };
+        if recipient.ownership.as_ref().is_none_or(stands) {
             Some((Verdict::Accepted, None))
         } else {
             Some((Verdict::Unfinished, Some(MOVED.to_owned())))
@@ -295,8 +298,13 @@ impl<'a> Delivery<'a> {
 
 /// Returns when one of them must not go on.
 async fn any_outdated(recipients: &[Recipient]) {
-    if recipients.is_empty() {
+    let registered: Vec<_> = recipients
+        .iter()
+        .filter_map(|recipient| recipient.ownership.as_ref())
+        .map(|(_, registration)| Box::pin(registration.outdated()))
+        .collect();
+    if registered.is_empty() {
         return std::future::pending().await;
     }
-    select_all(recipients.iter().map(|r| Box::pin(r.registration.outdated()))).await;
+    select_all(registered).await;
 }

@@ -9,6 +9,7 @@
 pub mod app;
 pub mod body;
 pub mod delivery;
+pub mod hop;
 pub mod outcome;
 pub mod received;
 pub mod recipient;

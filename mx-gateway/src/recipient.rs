@@ -1,6 +1,10 @@
 //! Whom a recipient's path leads to: a name and its owner, or the client's answer.
 
+use std::sync::Arc;
+
 use shared::address::Address;
+use shared::backend::Backend;
+use shared::config::MxKind;
 use shared::ownership::{Name, Owner, Refusal};
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::Reply;
@@ -12,7 +16,7 @@ use crate::transaction::Answer;
 /// Local parts that take mail at every domain of ours, account or not (RFC 5321 §4.5.1, RFC 2142).
 const ROLES: [&str; 2] = ["postmaster", "abuse"];
 
-/// A recipient that has an owner.
+/// A recipient whose mail has somewhere to go.
 #[derive(Debug)]
 pub struct Found {
     /// Its address, as the client named it.
@@ -21,8 +25,35 @@ pub struct Found {
     pub address: Address,
     /// The name it is looked up by.
     pub name: Name,
-    /// Its owner at this moment.
-    pub owner: Owner,
+    /// Where that is.
+    pub route: Route,
+}
+
+/// Where a recipient's mail goes.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// To the account's owner, who this was at that moment: it is read again whenever it counts.
+    Owner(Owner),
+    /// To this backend, whoever it sends it on to: the domain is not ours, and we may relay.
+    Via(Arc<Backend>),
+}
+
+impl Route {
+    /// The backend that gets it.
+    pub fn backend(&self) -> &Arc<Backend> {
+        match self {
+            Self::Owner(owner) => &owner.backend,
+            Self::Via(backend) => backend,
+        }
+    }
+
+    /// The owner, if there is one.
+    pub fn owner(self) -> Option<Owner> {
+        match self {
+            Self::Owner(owner) => Some(owner),
+            Self::Via(_) => None,
+        }
+    }
 }
 
 /// Looks up whom a path leads to.
@@ -46,11 +77,25 @@ pub fn find(cx: &Context, path: ForwardPath) -> Result<Found, Box<Answer>> {
             let reply = refusal::relaying(&named);
             Err(Answer { to: Some(named), owner: Some(owner), reply, why: None }.into())
         }
-        Ok(owner) => Ok(Found { named, address, name, owner }),
+        Ok(owner) => Ok(Found { named, address, name, route: Route::Owner(owner) }),
+        Err(Refusal::ForeignDomain) if let Some(backend) = outbound(cx) => {
+            Ok(Found { named, address, name, route: Route::Via(backend) })
+        }
         Err(Refusal::NoSuchAccount) if has_role(&name) => find_postmaster(cx),
         Err(refusal) => {
             cx.ownership.note_refused(&name);
             Err(refused(named, &refusal).into())
+        }
+    }
+}
+
+/// Where mail for domains that are not ours goes, if this client may send any.
+fn outbound(cx: &Context) -> Option<Arc<Backend>> {
+    match cx.kind {
+        MxKind::Smtp => None,
+        MxKind::Internal => {
+            let name = cx.rules.internal.outbound.as_ref()?;
+            cx.ownership.backends().get(name).map(Arc::clone)
         }
     }
 }
@@ -69,7 +114,10 @@ fn find_postmaster(cx: &Context) -> Result<Found, Box<Answer>> {
     let Some(named) = cx.postmaster() else { return nobody(None) };
     let name = Name::of_address(&named);
     match cx.ownership.look_up(&name) {
-        Ok(owner) => Ok(Found { address: at_owner(cx, &named), named, name, owner }),
+        Ok(owner) => {
+            let route = Route::Owner(owner);
+            Ok(Found { address: at_owner(cx, &named), named, name, route })
+        }
         Err(why @ (Refusal::NoSuchAccount | Refusal::ForeignDomain)) => {
             tracing::error!(address = %named, %why, "nobody takes mail to postmaster: set mx.postmaster");
             nobody(Some(named))

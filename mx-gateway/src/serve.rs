@@ -1,12 +1,13 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::address::Address;
-use shared::config::MxConfig;
+use shared::config::{MxConfig, MxKind};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Accepted;
 use shared::ownership::{Epoch, Owner, Ownership};
@@ -21,6 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::delivery::{Introduction, Pool};
+use crate::hop::{self, Hops};
 use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
@@ -35,6 +37,8 @@ const ENDLESS: u64 = 1024 * 1024;
 /// What every session works with.
 #[derive(Debug)]
 pub struct Context {
+    /// Who comes here.
+    pub kind: MxKind,
     /// Who owns each account.
     pub ownership: Arc<Ownership>,
     /// Tasks and their end.
@@ -72,6 +76,15 @@ struct Conversation<'a> {
 }
 
 impl Context {
+    /// True when mail is taken from this client at all.
+    fn admits(&self, client: IpAddr) -> bool {
+        let trusted = &self.rules.internal.trusted_networks;
+        match self.kind {
+            MxKind::Smtp => true,
+            MxKind::Internal => trusted.iter().any(|network| network.contains(&client)),
+        }
+    }
+
     /// Where mail to `<postmaster>` without a domain goes, and to a postmaster without an account
     /// (RFC 5321 §4.5.1).
     pub fn postmaster(&self) -> Option<Address> {
@@ -119,7 +132,14 @@ async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result
         starttls: cx.tls.is_some() && !cx.implicit_tls,
     };
     let mut session = Session::new(terms, wire.is_secured());
-    session.greet(early, &mut wire.output);
+    if cx.admits(wire.peer().ip()) {
+        session.greet(early, &mut wire.output);
+    } else {
+        let refusal =
+            Reply::new(554, (7, 1), "This is not for you: see mx.internal.trusted_networks");
+        session.bid_farewell(&refusal, &mut wire.output);
+        tracing::warn!(session = id, client = %wire.peer(), "not one of the trusted networks");
+    }
     let mut conversation =
         Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
     let ended = conversation.run().await;
@@ -240,29 +260,44 @@ impl Conversation<'_> {
             (false, Ok(_)) if incoming.loops.received() > self.cx.rules.max_received => {
                 Reply::new(554, (4, 6), "Too many hops, the message loops")
             }
-            (false, Ok(message)) => return self.deliver(transaction, &message).await,
+            (false, Ok(message)) => {
+                let before = self.hops().count(incoming.loops.hops());
+                match hop::refusal(before, self.cx.kind) {
+                    Some(refusal) => refusal,
+                    None => return self.deliver(transaction, &message, before).await,
+                }
+            }
         };
         let (client, from) = (self.wire.peer(), &transaction.mail().from);
-        tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
+        let loops = refusal.enhanced().is_some_and(|code| (code.subject, code.detail) == (4, 6));
+        if loops && self.cx.kind == MxKind::Internal {
+            // A mail system of ours takes another one, or us, for an account's owner.
+            tracing::error!(session = self.id, %client, %from, reply = %refusal, "message loops");
+        } else {
+            tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
+        }
         transaction.abandon(self.cx).await;
         refusal
     }
 
     /// Delivers and writes a line for each recipient. Goes on when the client has gone meanwhile: the
     /// owners may have the message already.
-    async fn deliver(&mut self, transaction: Transaction, message: &Message) -> Reply {
+    async fn deliver(&mut self, transaction: Transaction, message: &Message, hops: u32) -> Reply {
         let began = Instant::now();
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let header = self.trace(&transaction, message, &id);
+        let header = self.trace(&transaction, message, &id, hops);
         let from = transaction.mail().from.clone();
         let introduction = self.introduction();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
-        let verdicts =
-            transaction.deliver(self.cx, &introduction, &header, message, &record).await;
+        let verdicts = transaction.deliver(self.cx, &introduction, &header, message, &record).await;
         outcome::reply(&verdicts, &id)
     }
 
-    fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {
+    fn hops(&self) -> Hops {
+        Hops::of_database(&self.cx.ownership.database())
+    }
+
+    fn trace(&self, transaction: &Transaction, message: &Message, id: &str, hops: u32) -> String {
         let helo = self
             .session
             .helo()
@@ -277,6 +312,7 @@ impl Conversation<'_> {
             only_recipient: transaction.only_recipient().map(Address::to_string),
             at: OffsetDateTime::now_utc(),
             first_octet: message.first_octet(),
+            hop: &self.hops().field(hops, self.cx.rules.hostname.as_str()),
         }
         .header()
     }

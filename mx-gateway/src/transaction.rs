@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::body::Message;
 use crate::delivery::{Begun, Connection, Delivery, DeliveryError, Introduction, Record, begin};
 use crate::outcome::Verdict;
-use crate::recipient::{self, Found};
+use crate::recipient::{self, Found, Route};
 use crate::refusal;
 use crate::serve::Context;
 
@@ -39,6 +39,8 @@ struct Recipient {
     address: Address,
     /// By which it is looked up, as the client named it.
     name: Name,
+    /// The backend that gets it where it has no owner.
+    via: Option<Arc<Backend>>,
 }
 
 /// A transaction at one owner.
@@ -115,7 +117,7 @@ impl Transaction {
         introduction: &Introduction,
         path: ForwardPath,
     ) -> Answer {
-        let Found { named, address, name, owner } = match recipient::find(cx, path) {
+        let Found { named, address, name, route } = match recipient::find(cx, path) {
             Ok(found) => found,
             Err(answer) => return *answer,
         };
@@ -128,10 +130,16 @@ impl Transaction {
             let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
             return plain(named, reply);
         }
-        let (reply, why) = match self.ask(cx, introduction, &owner.backend, &address).await {
+        let (reply, why) = match self.ask(cx, introduction, route.backend(), &address).await {
             Ok(reply) if reply.class() == Class::Accepted => {
-                cx.ownership.note_served(&owner);
-                self.recipients.push(Recipient { address, name });
+                let via = match &route {
+                    Route::Owner(owner) => {
+                        cx.ownership.note_served(owner);
+                        None
+                    }
+                    Route::Via(backend) => Some(Arc::clone(backend)),
+                };
+                self.recipients.push(Recipient { address, name, via });
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }
             Ok(reply) => (refusal::by_owner(&reply, &named), Some(reply.to_string())),
@@ -139,12 +147,13 @@ impl Transaction {
                 (refusal::misconfigured(&named), Some(error.to_string()))
             }
             Err(error @ DeliveryError::Connect(ConnectError::Own { .. })) => {
-                tracing::error!(owner = %owner.backend.name, %error, "nothing is delivered there");
+                let owner = &route.backend().name;
+                tracing::error!(%owner, %error, "nothing is delivered there");
                 (refusal::misconfigured(&named), Some(error.to_string()))
             }
             Err(error) => (refusal::unreachable(&named), Some(error.to_string())),
         };
-        Answer { to: Some(named), owner: Some(owner), reply, why }
+        Answer { to: Some(named), owner: route.owner(), reply, why }
     }
 
     /// The owner's answer to this recipient, within the time allowed for it. When it is yes, the recipient
@@ -185,20 +194,24 @@ impl Transaction {
         let mut verdicts = Vec::with_capacity(self.recipients.len());
         let mut deliveries: Vec<(Delivery<'_>, Vec<usize>)> = Vec::new();
         for (place, recipient) in self.recipients.iter().enumerate() {
-            let Recipient { address, name } = recipient;
-            // Registered before the owner is read: a change from here on finds this delivery (P4).
-            match cx.ownership.enter(name, Work::Delivery) {
-                Ok((owner, registration)) => {
-                    let backend = &owner.backend.name;
-                    let at = deliveries.iter().position(|(d, _)| d.backend().name == *backend);
+            let Recipient { address, name, via } = recipient;
+            let placed = match via {
+                Some(backend) => Ok((Arc::clone(backend), None)),
+                // Registered before the owner is read: a change from here on finds this delivery (P4).
+                None => cx.ownership.enter(name, Work::Delivery).map(|(owner, registration)| {
+                    (Arc::clone(&owner.backend), Some((owner, registration)))
+                }),
+            };
+            match placed {
+                Ok((backend, ownership)) => {
+                    let at = deliveries.iter().position(|(d, _)| d.backend().name == backend.name);
                     let at = at.unwrap_or_else(|| {
-                        let backend = Arc::clone(&owner.backend);
                         let delivery = Delivery::new(cx, introduction, self.mail.clone(), backend);
                         deliveries.push((delivery, Vec::new()));
                         deliveries.len().saturating_sub(1)
                     });
                     if let Some((delivery, places)) = deliveries.get_mut(at) {
-                        delivery.add(address.clone(), owner, registration);
+                        delivery.add(address.clone(), ownership);
                         places.push(place);
                     }
                 }

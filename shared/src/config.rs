@@ -18,7 +18,7 @@ use ipnet::IpNet;
 pub use problem::ConfigError;
 
 use crate::address::{Address, Domain};
-use crate::backend::{Backends, LoginProtocol};
+use crate::backend::{BackendName, Backends, LoginProtocol};
 use crate::ownership::RoutingDomains;
 use crate::sasl::Mechanisms;
 
@@ -111,8 +111,12 @@ pub struct MxConfig {
     pub hostname: Domain,
     /// Where mail to `<postmaster>` without a domain goes; `None`: postmaster at our host name.
     pub postmaster: Option<Address>,
-    /// SMTP listeners.
-    pub listeners: Vec<ListenerConfig>,
+    /// Listeners of all kinds.
+    pub listeners: Vec<MxListener>,
+    /// Who brings mail to the internal listener, and where from there mail for others goes.
+    pub internal: InternalConfig,
+    /// Where mail servers ask which addresses they must hand on.
+    pub lookup: LookupConfig,
     /// Largest message in octets, CRLFs counted (RFC 1870).
     pub max_message_size: u64,
     /// Octets of a message kept in memory before it goes to a temporary file.
@@ -127,6 +131,48 @@ pub struct MxConfig {
     pub delivery_timeout: Duration,
     /// Received headers after which a message is taken to loop (RFC 5321 §6.3).
     pub max_received: usize,
+}
+
+/// A listener of the gateway.
+#[derive(Debug, Clone)]
+pub struct MxListener {
+    /// What is spoken on it, and with whom.
+    pub kind: MxKind,
+    /// Where and how.
+    pub config: ListenerConfig,
+}
+
+/// What is spoken on a listener of the gateway, and with whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MxKind {
+    /// SMTP with anybody.
+    Smtp,
+    /// SMTP with the mail systems between which accounts move (`mx.internal`).
+    Internal,
+}
+
+/// The internal listener's own rules.
+#[derive(Debug, Clone, Default)]
+pub struct InternalConfig {
+    /// Networks from which mail is taken.
+    pub trusted_networks: Vec<IpNet>,
+    /// Where mail for domains that are not ours goes; `None`: it is refused.
+    pub outbound: Option<BackendName>,
+}
+
+/// Where mail servers ask which addresses they must hand on.
+#[derive(Debug, Clone, Default)]
+pub struct LookupConfig {
+    /// Where Postfix's `socketmap` is spoken; the map's name is the asking backend's.
+    pub socketmap: Option<ListenerConfig>,
+    /// Where it is spoken on a Unix socket.
+    pub socket: Option<PathBuf>,
+    /// Where Postfix's `tcp_table` is spoken, for one backend each.
+    pub tcp_tables: Vec<(BackendName, ListenerConfig)>,
+    /// Networks that may ask.
+    pub trusted_networks: Vec<IpNet>,
+    /// What is answered: a transport with its next hop.
+    pub next_hop: Box<str>,
 }
 
 /// The login proxy.
@@ -326,6 +372,23 @@ impl Config {
     }
 }
 
+impl MxKind {
+    /// The key under which such listeners are configured.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Smtp => "mx.smtp",
+            Self::Internal => "mx.internal",
+        }
+    }
+}
+
+impl MxConfig {
+    /// The listener of a kind.
+    pub fn listener(&self, kind: MxKind) -> Option<&ListenerConfig> {
+        self.listeners.iter().find(|listener| listener.kind == kind).map(|l| &l.config)
+    }
+}
+
 impl Advertised {
     /// What is advertised in `protocol`.
     pub fn of(&self, protocol: LoginProtocol) -> Option<&[Box<str>]> {
@@ -399,7 +462,7 @@ imaps = { listen = ["[::1]:993"] }
     fn a_small_file_is_enough() {
         let config = Config::parse(Path::new("mailshift.toml"), GOOD).unwrap();
         assert_eq!(config.mx.hostname.as_str(), "mx.example.org");
-        assert_eq!(config.mx.listeners[0].binds[0], Bind::Port(25));
+        assert_eq!(config.mx.listeners[0].config.binds[0], Bind::Port(25));
         assert_eq!(config.login.listeners[0].listener.tls, ListenerTls::Implicit);
         let old = config.backends.iter().next().unwrap();
         assert_eq!(old.mail.as_ref().unwrap().endpoint.hosts[0].port, 2424);

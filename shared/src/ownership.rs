@@ -50,6 +50,7 @@ pub struct Ownership {
     registry: Arc<Registry>,
     backends: ArcSwap<Backends>,
     unknown: UnknownNames,
+    database: ArcSwap<String>,
 }
 
 /// Where an account is served, as one look-up found it.
@@ -134,6 +135,7 @@ impl Ownership {
             registry: Arc::new(Registry::default()),
             backends: ArcSwap::from_pointee(backends),
             unknown: UnknownNames::default(),
+            database: ArcSwap::default(),
         })
     }
 
@@ -289,6 +291,18 @@ impl Ownership {
     /// What runs under each name.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The id of the database that the copy was read from, which all nodes on it share; empty before the first
+    /// load.
+    pub fn database(&self) -> Arc<String> {
+        self.database.load_full()
+    }
+
+    fn set_database(&self, id: &str) {
+        if **self.database.load() != *id {
+            self.database.store(Arc::new(id.to_owned()));
+        }
     }
 
     /// Says which owners' users are refused because no such backend is configured.

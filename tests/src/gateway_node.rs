@@ -12,7 +12,9 @@ use mx_gateway::delivery::Pool;
 use mx_gateway::serve::{Context, serve};
 use shared::address::Domain;
 use shared::backend::Backend;
-use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, ProxyMode};
+use shared::config::{
+    Bind, InternalConfig, ListenerConfig, ListenerTls, LookupConfig, MxConfig, MxKind, ProxyMode,
+};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
@@ -25,6 +27,8 @@ use crate::smtp::Smtp;
 /// What is set before a node starts.
 #[derive(Debug)]
 pub struct Settings {
+    /// Who comes to it.
+    pub kind: MxKind,
     /// Limits and names.
     pub rules: MxConfig,
     /// Certificates for STARTTLS, or for TLS from the first octet.
@@ -40,10 +44,16 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            kind: MxKind::Smtp,
             rules: MxConfig {
                 hostname: Domain::parse("mx.example.org").expect("a domain"),
                 postmaster: None,
                 listeners: Vec::new(),
+                internal: InternalConfig {
+                    trusted_networks: vec!["127.0.0.0/8".parse().expect("a network")],
+                    outbound: None,
+                },
+                lookup: LookupConfig::default(),
                 max_message_size: 50 * 1024 * 1024,
                 memory_per_message: 256 * 1024,
                 max_recipients: 1000,
@@ -91,7 +101,7 @@ impl GatewayNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
-        let Settings { rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout } = settings;
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -103,6 +113,7 @@ impl GatewayNode {
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
         let cx = Arc::new(Context {
+            kind,
             ownership: Arc::clone(&table.ownership),
             lifecycle: lifecycle.clone(),
             rules,

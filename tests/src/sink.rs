@@ -135,14 +135,14 @@ pub struct Message {
     pub content: Vec<u8>,
     /// Its octets.
     pub octets: u64,
-    /// The digest of those that follow the first header field, which is the gateway's own.
+    /// The digest of those that follow the gateway's own header fields.
     pub digest: [u8; 32],
     /// What was said to it, a line for each recipient; empty until then.
     pub verdicts: Vec<String>,
 }
 
 impl Message {
-    /// Its content behind the first header field, which must be the Received of the gateway.
+    /// Its content behind the gateway's own header fields, the first of which is Received.
     pub fn as_sent(&self) -> &[u8] {
         assert!(self.content.starts_with(b"Received: "), "{:?}", self.text());
         &self.content[first_field(&self.content)..]
@@ -472,10 +472,11 @@ impl Server {
             }
             let content = line.strip_prefix(b".").unwrap_or(&line);
             message.octets += content.len() as u64;
-            in_first_field &= message.content.is_empty() || content.starts_with(b"\t");
+            in_first_field &= message.content.is_empty() || is_ours(content);
             if !in_first_field {
                 digest.update(content);
             }
+            in_first_field &= !content.starts_with(HOP);
             if message.content.len() < KEPT {
                 message.content.extend_from_slice(content);
             }
@@ -512,16 +513,27 @@ impl Server {
     }
 }
 
-/// Where the first header field of a message ends.
+/// Where what the gateway has put before a message ends: its Received field, and its own trace.
 fn first_field(content: &[u8]) -> usize {
     let mut end = 0;
     for line in content.split_inclusive(|&b| b == b'\n') {
-        if end > 0 && !line.starts_with(b"\t") {
+        if end > 0 && !is_ours(line) {
             break;
         }
         end += line.len();
+        if line.starts_with(HOP) {
+            break;
+        }
     }
     end
+}
+
+/// What the gateway's own trace begins with.
+const HOP: &[u8] = b"Mailshift-Hop: ";
+
+/// A line of what the gateway puts before a message that is not the first.
+fn is_ours(line: &[u8]) -> bool {
+    line.starts_with(b"\t") || line.starts_with(HOP)
 }
 
 async fn say(stream: &mut Stream, line: &str) -> Result<()> {

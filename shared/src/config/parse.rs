@@ -2,6 +2,7 @@
 
 mod backends;
 mod login;
+mod mx;
 mod names;
 
 use std::net::SocketAddr;
@@ -12,10 +13,10 @@ use toml::de::{DeTable, Deserializer};
 use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
-    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    LoginListener, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, NodeConfig,
+    OwnershipConfig, ProxyMode, TlsConfig, raw,
 };
-use crate::address::{Address, Domain};
+use crate::address::Domain;
 
 /// Most problems of one kind that are looked for in a file; each costs one more reading of it.
 const MAX_READINGS: usize = 50;
@@ -72,7 +73,8 @@ impl Parser<'_, '_> {
         let mx = self.mx(file.mx, &host, has_certificate);
         let backends = self.backends(file.backends, &Listening::of(&mx, &login));
         self.somebody_speaks(&login, &backends);
-        self.nobody_listens_twice(&login);
+        self.backends_are_known(&mx, &backends);
+        self.nobody_listens_twice(&mx, &login);
         Config {
             node: self.node(file.node, &host),
             ownership: self.ownership(file.ownership),
@@ -163,38 +165,6 @@ impl Parser<'_, '_> {
         }
     }
 
-    fn mx(&mut self, mx: raw::Mx, host: &str, has_certificate: bool) -> MxConfig {
-        for (key, timeout) in [
-            ("mx.command_timeout", mx.command_timeout),
-            ("mx.data_timeout", mx.data_timeout),
-            ("mx.delivery_timeout", mx.delivery_timeout),
-        ] {
-            if timeout.is_zero() {
-                self.problems.note(key, "must be longer than nothing");
-            }
-        }
-        if mx.max_recipients < 100 {
-            let message = "must be at least 100 (RFC 5321 §4.5.3.1.8)";
-            self.problems.note("mx.max_recipients", message);
-        }
-        let hostname = self.hostname("mx.hostname", &mx.hostname, host);
-        MxConfig {
-            hostname,
-            postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
-            listeners: self
-                .listener("mx.smtp", mx.smtp, ListenerTls::StartTls, has_certificate)
-                .into_iter()
-                .collect(),
-            max_message_size: mx.max_message_size.as_u64(),
-            memory_per_message: octets(mx.memory_per_message),
-            max_recipients: mx.max_recipients,
-            command_timeout: mx.command_timeout,
-            data_timeout: mx.data_timeout,
-            delivery_timeout: mx.delivery_timeout,
-            max_received: mx.max_received,
-        }
-    }
-
     fn listener(
         &mut self,
         key: &str,
@@ -240,24 +210,6 @@ impl Parser<'_, '_> {
             max_connections: listener.max_connections,
             max_per_address: listener.max_per_address,
         })
-    }
-
-    /// The second would find the address in use, by ourselves.
-    fn nobody_listens_twice(&mut self, login: &LoginConfig) {
-        let mut seen = Vec::new();
-        for LoginListener { protocol, listener, .. } in &login.listeners {
-            for bind in &listener.binds {
-                let any_port = match bind {
-                    Bind::Port(port) => *port == 0,
-                    Bind::Address(address) => address.port() == 0,
-                };
-                if seen.contains(&bind) && !any_port {
-                    let message = format!("another listener has {bind} already");
-                    self.problems.note(&format!("login.{protocol}.listen"), message);
-                }
-                seen.push(bind);
-            }
-        }
     }
 
     fn log(&mut self, log: raw::Log) -> LogConfig {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -240,6 +240,8 @@ pub(super) struct Mx {
     pub(super) hostname: String,
     pub(super) postmaster: String,
     pub(super) smtp: Listener,
+    pub(super) internal: Internal,
+    pub(super) lookup: Lookup,
     pub(super) max_message_size: ByteSize,
     pub(super) memory_per_message: ByteSize,
     pub(super) max_recipients: usize,
@@ -258,6 +260,8 @@ impl Default for Mx {
             hostname: String::new(),
             postmaster: String::new(),
             smtp: Listener::default(),
+            internal: Internal::default(),
+            lookup: Lookup::default(),
             max_message_size: ByteSize::mib(50),
             memory_per_message: ByteSize::kib(256),
             max_recipients: 1000,
@@ -338,6 +342,63 @@ impl Default for Login {
             trusted_networks: Vec::new(),
         }
     }
+}
+
+/// The internal listener: a listener's keys, and its own.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Internal {
+    pub(super) listen: Vec<String>,
+    pub(super) tls: ListenerTls,
+    pub(super) trusted_networks: Vec<IpNet>,
+    pub(super) outbound: String,
+    pub(super) max_connections: usize,
+    pub(super) max_per_address: usize,
+}
+
+impl Default for Internal {
+    fn default() -> Self {
+        let Listener { max_connections, max_per_address, .. } = Listener::default();
+        Self {
+            listen: Vec::new(),
+            tls: ListenerTls::StartTls,
+            trusted_networks: loopback(),
+            outbound: String::new(),
+            max_connections,
+            max_per_address,
+        }
+    }
+}
+
+/// Where mail servers ask for addresses.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Lookup {
+    pub(super) listen: Vec<String>,
+    pub(super) socket: PathBuf,
+    pub(super) tcp_table: BTreeMap<String, String>,
+    pub(super) trusted_networks: Vec<IpNet>,
+    pub(super) next_hop: String,
+}
+
+impl Default for Lookup {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            socket: PathBuf::new(),
+            tcp_table: BTreeMap::new(),
+            trusted_networks: loopback(),
+            next_hop: String::new(),
+        }
+    }
+}
+
+/// This host alone.
+fn loopback() -> Vec<IpNet> {
+    let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    // All of 127.0.0.0/8 is this host.
+    let length = |address: IpAddr| if address.is_ipv4() { 8 } else { 128 };
+    addresses.iter().filter_map(|a| IpNet::new(*a, length(*a)).ok()).map(|n| n.trunc()).collect()
 }
 
 /// What is advertised before login. An empty list is "what all backends have".
@@ -495,6 +556,8 @@ mod tests {
             "backends.old.imap",
             "mx",
             "mx.smtp",
+            "mx.internal",
+            "mx.lookup",
             "login",
             "login.imap",
             "login.imaps",

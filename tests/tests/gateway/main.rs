@@ -8,6 +8,7 @@ mod faults;
 mod flips;
 mod health;
 mod identity;
+mod internal;
 mod outcomes;
 mod routing;
 mod tls;

@@ -26,7 +26,7 @@ impl Listening {
     pub(super) fn of(mx: &MxConfig, login: &LoginConfig) -> Self {
         let binds = |listener: &ListenerConfig| listener.binds.clone();
         Self {
-            mail: mx.listeners.iter().flat_map(binds).collect(),
+            mail: mx.listeners.iter().flat_map(|l| binds(&l.config)).collect(),
             login: login.listeners.iter().flat_map(|l| binds(&l.listener)).collect(),
         }
     }
