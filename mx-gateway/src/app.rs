@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use crate::body::Memory;
 use crate::delivery::Pool;
+use crate::lookup::server::{LookupError, Server};
 use crate::serve::{Context, serve};
 
 /// Octets that all messages being received may keep in memory together.
@@ -30,6 +31,7 @@ pub struct Gateway {
     memory: Arc<Memory>,
     temporary: PathBuf,
     bound: Vec<Bound>,
+    lookup: Server,
 }
 
 /// A listener, and what its sessions from now on work with.
@@ -61,6 +63,12 @@ impl Program for Gateway {
             memory: Memory::new(MEMORY),
             temporary,
             bound: Vec::new(),
+            lookup: Server::bind(&config.mx.lookup, &service.ownership, &service.sockets).map_err(
+                |error| match error {
+                    LookupError::Bind(error) => ServiceError::from(error),
+                    LookupError::Local(error) => error.into(),
+                },
+            )?,
         };
         let pool = gateway.pool();
         for MxListener { kind, config: configured } in &config.mx.listeners {
@@ -88,11 +96,13 @@ impl Program for Gateway {
             listener
                 .serve(&self.lifecycle, full, move |accepted| serve(context.load_full(), accepted));
         }
+        self.lookup.serve(&self.lifecycle);
     }
 
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
+        self.lookup.reload(&config.mx.lookup, &service.ownership);
         for Bound { kind, configured, listener, context } in &self.bound {
             context.store(self.context(service, config, *kind, configured, &pool));
             if let Some(changed) = config.mx.listener(*kind) {

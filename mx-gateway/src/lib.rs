@@ -10,6 +10,7 @@ pub mod app;
 pub mod body;
 pub mod delivery;
 pub mod hop;
+pub mod lookup;
 pub mod outcome;
 pub mod received;
 pub mod recipient;

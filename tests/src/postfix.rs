@@ -309,6 +309,29 @@ fn empty_log(sudo: &[&str], place: &Place) -> Result<()> {
     run(sudo, &["install", "-m", "644", "/dev/null", &log.to_string_lossy()])
 }
 
+/// What a table, such as `socketmap:inet:127.0.0.1:2527:old`, answers Postfix for a key; `None`: not found.
+///
+/// # Errors
+///
+/// It does not answer, or says that nobody knows now; Postfix's words are in the message.
+pub async fn postmap(table: &str, key: &str) -> Result<Option<String>> {
+    let place = Place::new()?;
+    for (name, text) in [("main.cf", "compatibility_level = 3.6\n"), ("master.cf", "")] {
+        place.write(name, text, 0o644, None)?;
+    }
+    let output = tokio::process::Command::new("/usr/sbin/postmap")
+        .arg("-c")
+        .arg(place.path())
+        .args(["-q", key, table])
+        .output()
+        .await
+        .context(INSTALL)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.is_empty(), "postmap -q {key} {table}: {said}");
+    let found = String::from_utf8(output.stdout)?.trim_end().to_owned();
+    Ok(output.status.success().then_some(found))
+}
+
 /// A built-in default of this machine's Postfix.
 fn postconf(name: &str) -> Result<String> {
     let program = ["/usr/sbin/postconf", "/usr/local/sbin/postconf"]

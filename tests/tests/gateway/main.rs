@@ -9,6 +9,7 @@ mod flips;
 mod health;
 mod identity;
 mod internal;
+mod lookups;
 mod outcomes;
 mod routing;
 mod tls;
