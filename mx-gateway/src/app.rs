@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shared::config::{Config, ListenerConfig, ListenerTls, MxKind, MxListener};
@@ -13,6 +13,8 @@ use tokio::time::sleep;
 
 use crate::body::Memory;
 use crate::delivery::Pool;
+use crate::dnsbl::Dnsbl;
+use crate::edge::Edge;
 use crate::lookup::server::{LookupError, Server};
 use crate::serve::{Context, serve};
 
@@ -29,6 +31,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 pub struct Gateway {
     lifecycle: Lifecycle,
     memory: Arc<Memory>,
+    edge: Arc<Edge>,
     temporary: PathBuf,
     bound: Vec<Bound>,
     lookup: Server,
@@ -61,6 +64,7 @@ impl Program for Gateway {
         let mut gateway = Self {
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
+            edge: Arc::new(Edge::new(config.mx.limits.clone(), Instant::now())),
             temporary,
             bound: Vec::new(),
             lookup: Server::bind(&config.mx.lookup, &service.ownership, &service.sockets).map_err(
@@ -102,6 +106,7 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
+        self.edge.limit(config.mx.limits.clone());
         self.lookup.reload(&config.mx.lookup, &service.ownership);
         for Bound { kind, configured, listener, context } in &self.bound {
             context.store(self.context(service, config, *kind, configured, &pool));
@@ -146,6 +151,8 @@ impl Gateway {
             tls: tls.map(|certificates| certificates.server_config()),
             implicit_tls: listener.tls == ListenerTls::Implicit,
             ask_timeout: LONGEST_ASK,
+            edge: Arc::clone(&self.edge),
+            lists: Dnsbl::of_system(&config.mx.limits.dnsbl),
             pool: Arc::clone(pool),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),

@@ -9,6 +9,8 @@
 pub mod app;
 pub mod body;
 pub mod delivery;
+pub mod dnsbl;
+pub mod edge;
 pub mod hop;
 pub mod lookup;
 pub mod outcome;

@@ -17,11 +17,13 @@ use shared::wire::{Deadlines, Wire, WireError};
 use socket2::SockRef;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::delivery::{Introduction, Pool};
+use crate::dnsbl::Dnsbl;
+use crate::edge::{Edge, Guessed};
 use crate::hop::{self, Hops};
 use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
@@ -51,6 +53,10 @@ pub struct Context {
     pub implicit_tls: bool,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
+    /// What was done lately, and from where.
+    pub edge: Arc<Edge>,
+    /// Lists of addresses from which nothing is taken.
+    pub lists: Dnsbl,
     /// Connections to owners.
     pub pool: Arc<Pool>,
     /// What messages may keep in memory together.
@@ -73,16 +79,44 @@ struct Conversation<'a> {
     session: Session,
     transaction: Option<Transaction>,
     incoming: Option<Incoming>,
+    /// When it is over, a message in hand apart.
+    ends: Option<Instant>,
 }
 
 impl Context {
-    /// True when mail is taken from this client at all.
-    fn admits(&self, client: IpAddr) -> bool {
-        let trusted = &self.rules.internal.trusted_networks;
-        match self.kind {
-            MxKind::Smtp => true,
-            MxKind::Internal => trusted.iter().any(|network| network.contains(&client)),
+    /// What a client is told that is not to begin a session at all.
+    async fn turn_away(&self, client: IpAddr) -> Option<Reply> {
+        if self.kind == MxKind::Internal {
+            let trusted = &self.rules.internal.trusted_networks;
+            let is_trusted = trusted.iter().any(|network| network.contains(&client));
+            let words = "This is not for you: see mx.internal.trusted_networks";
+            return (!is_trusted).then(|| Reply::new(554, (7, 1), words));
         }
+        let now = std::time::Instant::now();
+        if !self.edge.may_connect(client, now) {
+            return Some(Reply::new(421, (7, 0), "Too many connections from your address"));
+        }
+        if self.edge.is_guessing(client, now) {
+            return Some(Reply::new(421, (7, 0), "Too many unknown recipients from your address"));
+        }
+        if self.edge.exempts(client) {
+            return None;
+        }
+        let zone = self.lists.listing(client).await?;
+        Some(Reply::new(554, (7, 1), format!("Your address [{client}] is listed by {zone}")))
+    }
+
+    /// True when limits for strangers apply to this client.
+    fn limits(&self, client: IpAddr) -> bool {
+        self.kind == MxKind::Smtp && !self.edge.exempts(client)
+    }
+
+    /// True when STARTTLS would fail once more, as far as is known.
+    fn spares_tls(&self, client: IpAddr) -> bool {
+        let now = std::time::Instant::now();
+        self.kind == MxKind::Smtp
+            && self.rules.tls_fallback
+            && self.edge.has_failed_handshake(client, now)
     }
 
     /// Where mail to `<postmaster>` without a domain goes, and to a postmaster without an account
@@ -101,7 +135,7 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let client = accepted.client;
     let deadlines =
         Deadlines { read: cx.rules.command_timeout, write: cx.rules.command_timeout, until: None };
-    let early = !cx.implicit_tls && has_spoken(&accepted.socket);
+    let early = !cx.implicit_tls && speaks_early(&cx, &accepted).await;
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
     match converse(&cx, &id, wire, early).await {
@@ -109,6 +143,18 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
     drop(accepted.seat);
+}
+
+/// True when a client does not wait for the greeting, which it gets after a while where that is configured.
+async fn speaks_early(cx: &Context, accepted: &Accepted) -> bool {
+    let delay = cx.rules.limits.greet_delay;
+    if !delay.is_zero() && cx.limits(accepted.client.ip()) {
+        let mut octet = [0];
+        let spoken = timeout(delay, accepted.socket.peek(&mut octet));
+        // At a stop it is greeted, and told.
+        cx.lifecycle.stop().run_until_cancelled(spoken).await;
+    }
+    has_spoken(&accepted.socket)
 }
 
 /// True when a client did not wait for the greeting. Asked of the socket itself, since the runtime may
@@ -129,19 +175,23 @@ async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result
     let terms = Terms {
         hostname: cx.rules.hostname.as_str().into(),
         max_size: cx.rules.max_message_size,
-        starttls: cx.tls.is_some() && !cx.implicit_tls,
+        starttls: cx.tls.is_some() && !cx.implicit_tls && !cx.spares_tls(wire.peer().ip()),
     };
     let mut session = Session::new(terms, wire.is_secured());
-    if cx.admits(wire.peer().ip()) {
-        session.greet(early, &mut wire.output);
-    } else {
-        let refusal =
-            Reply::new(554, (7, 1), "This is not for you: see mx.internal.trusted_networks");
-        session.bid_farewell(&refusal, &mut wire.output);
-        tracing::warn!(session = id, client = %wire.peer(), "not one of the trusted networks");
+    match cx.turn_away(wire.peer().ip()).await {
+        None => session.greet(early, &mut wire.output),
+        Some(refusal) => {
+            let client = wire.peer();
+            tracing::info!(session = id, %client, reply = %refusal, "client turned away");
+            session.bid_farewell(&refusal, &mut wire.output);
+        }
     }
+    let lasts = cx.rules.limits.session_time;
+    let is_limited = !lasts.is_zero() && cx.limits(wire.peer().ip());
+    let ends = is_limited.then(|| Instant::now().checked_add(lasts)).flatten();
+    let id = id.to_owned();
     let mut conversation =
-        Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
+        Conversation { cx, id, wire, session, transaction: None, incoming: None, ends };
     let ended = conversation.run().await;
     if let Some(transaction) = conversation.transaction.take() {
         transaction.abandon(cx).await;
@@ -154,6 +204,9 @@ impl Conversation<'_> {
     async fn run(&mut self) -> Result<(), WireError> {
         while let Some(event) = self.next().await? {
             let reply = match event {
+                Event::Mail(_) if !self.may_send() => {
+                    Reply::new(450, (7, 0), "Too many messages from your address, try again later")
+                }
                 Event::Mail(mail) => {
                     self.transaction = Some(Transaction::new(mail));
                     Reply::new(250, (1, 0), "Sender ok")
@@ -203,11 +256,23 @@ impl Conversation<'_> {
             if in_data { self.cx.rules.data_timeout } else { self.cx.rules.command_timeout };
         let lifecycle = &self.cx.lifecycle;
         let stop = if in_data { lifecycle.end() } else { lifecycle.stop() };
+        let ends = self.ends.filter(|_| !in_data);
+        let over = async {
+            match ends {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         let driven = tokio::select! {
             biased;
             // First, so that no client can talk on and on.
             () = stop.cancelled() => {
                 let reply = Reply::new(421, (3, 2), "Service is restarting, please connect again");
+                self.session.bid_farewell(&reply, &mut self.wire.output);
+                return self.wire.flush().await.map(|()| None);
+            }
+            () = over => {
+                let reply = Reply::new(421, (3, 2), "Long enough, please connect again");
                 self.session.bid_farewell(&reply, &mut self.wire.output);
                 return self.wire.flush().await.map(|()| None);
             }
@@ -218,7 +283,34 @@ impl Conversation<'_> {
             self.session.bid_farewell(&reply, &mut self.wire.output);
             let _ = self.wire.flush().await;
         }
+        if matches!(driven, Err(WireError::Tls(_))) && !self.wire.is_secured() {
+            let now = std::time::Instant::now();
+            self.cx.edge.note_failed_handshake(self.wire.peer().ip(), now);
+        }
         driven
+    }
+
+    /// Counts a message of this client's.
+    fn may_send(&self) -> bool {
+        let client = self.wire.peer().ip();
+        !self.cx.limits(client) || self.cx.edge.may_send(client, std::time::Instant::now())
+    }
+
+    /// What a client hears of a recipient that was refused: the more there are, the later, and at last that
+    /// these are enough.
+    async fn refused(&self, reply: Reply) -> Reply {
+        let client = self.wire.peer().ip();
+        if reply.class() != Class::Permanent || !self.cx.limits(client) {
+            return reply;
+        }
+        let Guessed { delay, is_over } =
+            self.cx.edge.note_refused(client, std::time::Instant::now());
+        self.cx.lifecycle.stop().run_until_cancelled(sleep(delay)).await;
+        if is_over {
+            tracing::warn!(session = self.id, %client, "too many unknown recipients from this address");
+            return Reply::new(421, (7, 0), "Too many unknown recipients from your address");
+        }
+        reply
     }
 
     async fn rcpt(&mut self, path: ForwardPath) -> Reply {
@@ -232,7 +324,7 @@ impl Conversation<'_> {
             self.record_refusal(&transaction.mail().from, &answer, began);
         }
         self.transaction = Some(transaction);
-        answer.reply
+        self.refused(answer.reply).await
     }
 
     fn begin_data(&mut self) -> Reply {

@@ -117,6 +117,10 @@ pub struct MxConfig {
     pub internal: InternalConfig,
     /// Where mail servers ask which addresses they must hand on.
     pub lookup: LookupConfig,
+    /// What one address may do on the public listener.
+    pub limits: LimitsConfig,
+    /// After a failed handshake STARTTLS is not offered to that address for a while.
+    pub tls_fallback: bool,
     /// Largest message in octets, CRLFs counted (RFC 1870).
     pub max_message_size: u64,
     /// Octets of a message kept in memory before it goes to a temporary file.
@@ -158,6 +162,28 @@ pub struct InternalConfig {
     pub trusted_networks: Vec<IpNet>,
     /// Where mail for domains that are not ours goes; `None`: it is refused.
     pub outbound: Option<BackendName>,
+}
+
+/// What one address, IPv6: one /64, may do on the public listener. 0 is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// New connections within a minute.
+    pub connections_per_minute: u32,
+    /// Messages within a minute.
+    pub messages_per_minute: u32,
+    /// Recipients that are refused within the window, after which it is sent away; long before, it is
+    /// answered later and later.
+    pub refused_recipients: u32,
+    /// The window.
+    pub refused_window: Duration,
+    /// How long it has to wait for the greeting.
+    pub greet_delay: Duration,
+    /// How long a session may last, a message in hand apart; zero: no limit.
+    pub session_time: Duration,
+    /// Zones of lists of addresses from which nothing is taken.
+    pub dnsbl: Vec<Domain>,
+    /// Networks to which none of this applies.
+    pub exempt_networks: Vec<IpNet>,
 }
 
 /// Where mail servers ask which addresses they must hand on.

@@ -4,16 +4,19 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use mx_gateway::body::Memory;
 use mx_gateway::delivery::Pool;
+use mx_gateway::dnsbl::Dnsbl;
+use mx_gateway::edge::Edge;
 use mx_gateway::serve::{Context, serve};
 use shared::address::Domain;
 use shared::backend::Backend;
 use shared::config::{
-    Bind, InternalConfig, ListenerConfig, ListenerTls, LookupConfig, MxConfig, MxKind, ProxyMode,
+    Bind, InternalConfig, LimitsConfig, ListenerConfig, ListenerTls, LookupConfig, MxConfig,
+    MxKind, ProxyMode,
 };
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
@@ -39,6 +42,8 @@ pub struct Settings {
     pub proxied: bool,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
+    /// Lists of addresses.
+    pub lists: Dnsbl,
 }
 
 impl Default for Settings {
@@ -54,6 +59,11 @@ impl Default for Settings {
                     outbound: None,
                 },
                 lookup: LookupConfig::default(),
+                limits: LimitsConfig {
+                    refused_window: Duration::from_mins(10),
+                    ..LimitsConfig::default()
+                },
+                tls_fallback: false,
                 max_message_size: 50 * 1024 * 1024,
                 memory_per_message: 256 * 1024,
                 max_recipients: 1000,
@@ -66,6 +76,7 @@ impl Default for Settings {
             implicit_tls: false,
             proxied: false,
             ask_timeout: PATIENCE,
+            lists: Dnsbl::default(),
         }
     }
 }
@@ -101,7 +112,7 @@ impl GatewayNode {
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
     ) -> Result<Self> {
-        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout } = settings;
+        let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, lists } = settings;
         let (table, lifecycle, place) = (Rows::new(backends), Lifecycle::default(), Place::new()?);
         let listener = Listener::bind(&ListenerConfig {
             binds: vec![Bind::Address(SocketAddr::from(([127, 0, 0, 1], 0)))],
@@ -113,6 +124,8 @@ impl GatewayNode {
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
         let cx = Arc::new(Context {
+            edge: Arc::new(Edge::new(rules.limits.clone(), Instant::now())),
+            lists,
             kind,
             ownership: Arc::clone(&table.ownership),
             lifecycle: lifecycle.clone(),

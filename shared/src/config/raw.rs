@@ -242,6 +242,8 @@ pub(super) struct Mx {
     pub(super) smtp: Listener,
     pub(super) internal: Internal,
     pub(super) lookup: Lookup,
+    pub(super) limits: Limits,
+    pub(super) tls_fallback: bool,
     pub(super) max_message_size: ByteSize,
     pub(super) memory_per_message: ByteSize,
     pub(super) max_recipients: usize,
@@ -262,6 +264,8 @@ impl Default for Mx {
             smtp: Listener::default(),
             internal: Internal::default(),
             lookup: Lookup::default(),
+            limits: Limits::default(),
+            tls_fallback: false,
             max_message_size: ByteSize::mib(50),
             memory_per_message: ByteSize::kib(256),
             max_recipients: 1000,
@@ -366,6 +370,38 @@ impl Default for Internal {
             outbound: String::new(),
             max_connections,
             max_per_address,
+        }
+    }
+}
+
+/// What one address may do on the public listener.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) connections_per_minute: u32,
+    pub(super) messages_per_minute: u32,
+    pub(super) refused_recipients: u32,
+    #[serde(with = "humantime_serde")]
+    pub(super) refused_window: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) greet_delay: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) session_time: Duration,
+    pub(super) dnsbl: Vec<String>,
+    pub(super) exempt_networks: Vec<IpNet>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_per_minute: 1200,
+            messages_per_minute: 6000,
+            refused_recipients: 100,
+            refused_window: Duration::from_mins(10),
+            greet_delay: Duration::ZERO,
+            session_time: Duration::from_hours(2),
+            dnsbl: Vec::new(),
+            exempt_networks: loopback(),
         }
     }
 }
@@ -558,6 +594,7 @@ mod tests {
             "mx.smtp",
             "mx.internal",
             "mx.lookup",
+            "mx.limits",
             "login",
             "login.imap",
             "login.imaps",

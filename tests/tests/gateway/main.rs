@@ -4,6 +4,7 @@
 mod chats;
 mod clients;
 mod content;
+mod edge;
 mod faults;
 mod flips;
 mod health;

@@ -1,15 +1,19 @@
 //! The gateway's part of the configuration.
 
+use std::time::Duration;
+
 use super::{Parser, octets};
-use crate::address::Address;
+use crate::address::{Address, Domain};
 use crate::backend::{BackendName, Backends};
 use crate::config::{
-    Bind, InternalConfig, ListenerConfig, ListenerTls, LoginConfig, LookupConfig, MxConfig, MxKind,
-    MxListener, raw,
+    Bind, InternalConfig, LimitsConfig, ListenerConfig, ListenerTls, LoginConfig, LookupConfig,
+    MxConfig, MxKind, MxListener, raw,
 };
 
 /// Connections that mail servers may have open to ask for addresses: a Postfix has one for each process.
 const MAX_LOOKUP_CONNECTIONS: usize = 5_000;
+/// Longest wait for the greeting. Senders wait for 5 minutes (RFC 5321 §4.5.3.2.1), but not all of them.
+const MAX_GREET_DELAY: Duration = Duration::from_secs(30);
 
 impl Parser<'_, '_> {
     pub(super) fn mx(&mut self, mx: raw::Mx, host: &str, has_certificate: bool) -> MxConfig {
@@ -38,6 +42,8 @@ impl Parser<'_, '_> {
             hostname,
             listeners,
             internal: rules,
+            limits: self.limits(mx.limits),
+            tls_fallback: mx.tls_fallback,
             max_message_size: mx.max_message_size.as_u64(),
             memory_per_message: octets(mx.memory_per_message),
             max_recipients: mx.max_recipients,
@@ -71,6 +77,30 @@ impl Parser<'_, '_> {
             outbound: self.optional("mx.internal.outbound", &internal.outbound, BackendName::parse),
         };
         (listener, rules)
+    }
+
+    fn limits(&mut self, limits: raw::Limits) -> LimitsConfig {
+        if limits.refused_window.is_zero() {
+            self.problems.note("mx.limits.refused_window", "must be longer than nothing");
+        }
+        if limits.greet_delay > MAX_GREET_DELAY {
+            let message = format!("must be at most {}s", MAX_GREET_DELAY.as_secs());
+            self.problems.note("mx.limits.greet_delay", message);
+        }
+        let zones = limits.dnsbl.iter().filter_map(|zone| {
+            let zone = Domain::parse(zone).map_err(|error| format!("{zone:?}: {error}"));
+            zone.map_err(|message| self.problems.note("mx.limits.dnsbl", message)).ok()
+        });
+        LimitsConfig {
+            dnsbl: zones.collect(),
+            connections_per_minute: limits.connections_per_minute,
+            messages_per_minute: limits.messages_per_minute,
+            refused_recipients: limits.refused_recipients,
+            refused_window: limits.refused_window,
+            greet_delay: limits.greet_delay,
+            session_time: limits.session_time,
+            exempt_networks: limits.exempt_networks,
+        }
     }
 
     fn lookup(&mut self, lookup: raw::Lookup, host: &str, mx: &[MxListener]) -> LookupConfig {
