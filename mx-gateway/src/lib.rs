@@ -20,3 +20,4 @@ pub mod refusal;
 pub mod serve;
 pub mod session;
 pub mod transaction;
+mod welcome;

@@ -1,7 +1,5 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
-use std::mem::MaybeUninit;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +12,8 @@ use shared::ownership::{Epoch, Owner, Ownership};
 use shared::smtp::path::{ForwardPath, ReversePath};
 use shared::smtp::reply::{Class, Reply};
 use shared::wire::{Deadlines, Wire, WireError};
-use socket2::SockRef;
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
@@ -29,6 +25,7 @@ use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
 use crate::transaction::{Answer, Delivered, Transaction};
+use crate::welcome::speaks_early;
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
 /// of 60 kbit/s.
@@ -84,41 +81,6 @@ struct Conversation<'a> {
 }
 
 impl Context {
-    /// What a client is told that is not to begin a session at all.
-    async fn turn_away(&self, client: IpAddr) -> Option<Reply> {
-        if self.kind == MxKind::Internal {
-            let trusted = &self.rules.internal.trusted_networks;
-            let is_trusted = trusted.iter().any(|network| network.contains(&client));
-            let words = "This is not for you: see mx.internal.trusted_networks";
-            return (!is_trusted).then(|| Reply::new(554, (7, 1), words));
-        }
-        let now = std::time::Instant::now();
-        if !self.edge.may_connect(client, now) {
-            return Some(Reply::new(421, (7, 0), "Too many connections from your address"));
-        }
-        if self.edge.is_guessing(client, now) {
-            return Some(Reply::new(421, (7, 0), "Too many unknown recipients from your address"));
-        }
-        if self.edge.exempts(client) {
-            return None;
-        }
-        let zone = self.lists.listing(client).await?;
-        Some(Reply::new(554, (7, 1), format!("Your address [{client}] is listed by {zone}")))
-    }
-
-    /// True when limits for strangers apply to this client.
-    fn limits(&self, client: IpAddr) -> bool {
-        self.kind == MxKind::Smtp && !self.edge.exempts(client)
-    }
-
-    /// True when STARTTLS would fail once more, as far as is known.
-    fn spares_tls(&self, client: IpAddr) -> bool {
-        let now = std::time::Instant::now();
-        self.kind == MxKind::Smtp
-            && self.rules.tls_fallback
-            && self.edge.has_failed_handshake(client, now)
-    }
-
     /// Where mail to `<postmaster>` without a domain goes, and to a postmaster without an account
     /// (RFC 5321 §4.5.1).
     pub fn postmaster(&self) -> Option<Address> {
@@ -143,25 +105,6 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
     drop(accepted.seat);
-}
-
-/// True when a client does not wait for the greeting, which it gets after a while where that is configured.
-async fn speaks_early(cx: &Context, accepted: &Accepted) -> bool {
-    let delay = cx.rules.limits.greet_delay;
-    if !delay.is_zero() && cx.limits(accepted.client.ip()) {
-        let mut octet = [0];
-        let spoken = timeout(delay, accepted.socket.peek(&mut octet));
-        // At a stop it is greeted, and told.
-        cx.lifecycle.stop().run_until_cancelled(spoken).await;
-    }
-    has_spoken(&accepted.socket)
-}
-
-/// True when a client did not wait for the greeting. Asked of the socket itself, since the runtime may
-/// not have heard of it yet.
-fn has_spoken(socket: &TcpStream) -> bool {
-    let mut octet = [MaybeUninit::uninit()];
-    SockRef::from(socket).peek(&mut octet).is_ok_and(|count| count > 0)
 }
 
 async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result<(), WireError> {

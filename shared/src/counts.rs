@@ -4,7 +4,7 @@
 //! it, the part that is not over for as long as a window lasts. No clock is looked at here.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::time::{Duration, Instant};
 
 /// What was counted in the newest window that has any, and in the one before.
@@ -59,8 +59,8 @@ impl Count {
 }
 
 /// Counts one more, and returns how many there are.
-pub fn count_in<K: Eq + Hash>(
-    counts: &mut HashMap<K, Count>,
+pub fn count_in<K: Eq + Hash, S: BuildHasher>(
+    counts: &mut HashMap<K, Count, S>,
     key: K,
     max: usize,
     moment: Moment,
@@ -77,8 +77,8 @@ pub fn count_in<K: Eq + Hash>(
 }
 
 /// Takes back what was counted for somebody else, too.
-pub fn take_from<K: Eq + Hash>(
-    counts: &mut HashMap<K, Count>,
+pub fn take_from<K: Eq + Hash, S: BuildHasher>(
+    counts: &mut HashMap<K, Count, S>,
     key: &K,
     theirs: Count,
     moment: Moment,
@@ -95,8 +95,8 @@ pub fn take_from<K: Eq + Hash>(
 
 /// Makes room for one more where none is left: the quarter that is worth least is forgotten at once, so that
 /// it is rarely looked for.
-pub fn make_room<K: Eq + Hash, V, W: Ord + Copy>(
-    entries: &mut HashMap<K, V>,
+pub fn make_room<K: Eq + Hash, V, W: Ord + Copy, S: BuildHasher>(
+    entries: &mut HashMap<K, V, S>,
     max: usize,
     worth: impl Fn(&V) -> W,
 ) {
