@@ -66,6 +66,8 @@ needs_of_servers() {
     need postgresql '/usr/lib/postgresql/*/bin/initdb /usr/bin/initdb'
     need pgbouncer pgbouncer
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
+    # It asks the table by it.
+    need postfix-pgsql '/usr/lib/postfix/postfix-pgsql.so /usr/lib64/postfix/postfix-pgsql.so'
     need openssl openssl
     need fail2ban fail2ban-regex
 }

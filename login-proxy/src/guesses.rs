@@ -4,16 +4,16 @@
 //! address with too many of them nothing more is tried for a while. An account is never locked by what
 //! strangers guess: the answers only come later, and not to an address that it has logged in from lately.
 //!
-//! What is counted lies in windows of time. The count is that of the window at hand and, of the one before
-//! it, the part that is not over for as long as a window lasts. No clock is looked at here.
+//! What is counted lies in windows of time ([`shared::counts`]). No clock is looked at here.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use shared::counts::{Count, Moment, count_in, make_room, take_from};
 use shared::listener::network;
 
 /// Longest delay of an answer: mail programs wait at least half a minute for one.
@@ -61,24 +61,6 @@ struct Counters {
     pairs: HashMap<(Account, IpAddr), Count>,
     /// When an account logged in from an address.
     proven: HashMap<(Account, IpAddr), Instant>,
-}
-
-/// Guesses in the newest window that has any, and in the one before.
-#[derive(Debug, Clone, Copy)]
-struct Count {
-    window: u64,
-    here: u32,
-    before: u32,
-    last: Instant,
-}
-
-/// A moment among the windows.
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    now: Instant,
-    window: u64,
-    /// How much of the window before is still to be counted, in thousandths.
-    left: u32,
 }
 
 impl Guesses {
@@ -156,84 +138,11 @@ impl Guesses {
     }
 
     fn moment(&self, now: Instant) -> Moment {
-        let since = now.saturating_duration_since(self.began).as_millis();
-        let window = self.limits.load().window.as_millis().max(1);
-        let over = (since % window).saturating_mul(1000) / window;
-        Moment {
-            now,
-            window: u64::try_from(since / window).unwrap_or(u64::MAX),
-            left: 1000_u32.saturating_sub(u32::try_from(over).unwrap_or(1000)),
-        }
+        Moment::of(self.began, self.limits.load().window, now)
     }
 
     fn account(&self, name: &[u8]) -> Account {
         self.hasher.hash_one(name.to_ascii_lowercase())
-    }
-}
-
-impl Count {
-    /// As it is seen from another moment.
-    fn seen(self, moment: Moment) -> Self {
-        let (here, before) = match moment.window.saturating_sub(self.window) {
-            0 => (self.here, self.before),
-            1 => (0, self.here),
-            _ => (0, 0),
-        };
-        Self { window: moment.window, here, before, last: self.last }
-    }
-
-    fn at(self, moment: Moment) -> u32 {
-        let seen = self.seen(moment);
-        let before = u64::from(seen.before).saturating_mul(moment.left.into()) / 1000;
-        seen.here.saturating_add(u32::try_from(before).unwrap_or(u32::MAX))
-    }
-}
-
-/// Counts one more, and returns how many there are.
-fn count_in<K: Eq + Hash>(
-    counts: &mut HashMap<K, Count>,
-    key: K,
-    max: usize,
-    moment: Moment,
-) -> u32 {
-    if !counts.contains_key(&key) {
-        make_room(counts, max, |count| (count.at(moment), count.last));
-    }
-    let none = Count { window: moment.window, here: 0, before: 0, last: moment.now };
-    let count = counts.entry(key).or_insert(none);
-    *count = count.seen(moment);
-    count.here = count.here.saturating_add(1);
-    count.last = moment.now;
-    count.at(moment)
-}
-
-fn take_from<K: Eq + Hash>(counts: &mut HashMap<K, Count>, key: &K, theirs: Count, moment: Moment) {
-    let Some(count) = counts.get_mut(key) else { return };
-    let theirs = theirs.seen(moment);
-    *count = count.seen(moment);
-    count.here = count.here.saturating_sub(theirs.here);
-    count.before = count.before.saturating_sub(theirs.before);
-    if count.here == 0 && count.before == 0 {
-        counts.remove(key);
-    }
-}
-
-/// Makes room for one more where none is left: the quarter that is worth least is forgotten at once, so that
-/// it is rarely looked for.
-fn make_room<K: Eq + Hash, V, W: Ord + Copy>(
-    entries: &mut HashMap<K, V>,
-    max: usize,
-    worth: impl Fn(&V) -> W,
-) {
-    if entries.len() < max {
-        return;
-    }
-    let mut worths: Vec<W> = entries.values().map(&worth).collect();
-    let quarter = worths.len() / 4;
-    if quarter < worths.len() {
-        let (_, least, _) = worths.select_nth_unstable(quarter);
-        let least = *least;
-        entries.retain(|_, entry| worth(entry) > least);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shared::config::{Config, ListenerConfig, ListenerTls, MxConfig, MxKind, MxListener};
@@ -14,6 +14,9 @@ use tokio::time::sleep;
 use crate::authentication::{Authenticator, AuthenticatorError};
 use crate::body::Memory;
 use crate::delivery::{FirstAnswers, Offers, Pool};
+use crate::dnsbl::Dnsbl;
+use crate::edge::Edge;
+use crate::lookup::server::{LookupError, Server};
 use crate::queue::{Queue, Rules};
 use crate::serve::{Context, serve};
 use crate::spool::Spool;
@@ -31,6 +34,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 pub struct Gateway {
     lifecycle: Lifecycle,
     memory: Arc<Memory>,
+    edge: Arc<Edge>,
     temporary: PathBuf,
     queue: Arc<Queue>,
     /// What the queue's deliveries work with.
@@ -40,6 +44,7 @@ pub struct Gateway {
     asking: Mutex<Lifecycle>,
     /// Until they have said so for the first time.
     first: Mutex<Option<FirstAnswers>>,
+    lookup: Server,
 }
 
 /// A listener, and what its sessions from now on work with.
@@ -81,10 +86,17 @@ impl Program for Gateway {
             outbound: None,
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
+            edge: Arc::new(Edge::new(config.mx.limits.clone(), Instant::now())),
             temporary,
             bound: Vec::new(),
             asking: Mutex::new(asking),
             first: Mutex::new(Some(first)),
+            lookup: Server::bind(&config.mx.lookup, &service.ownership, &service.sockets).map_err(
+                |error| match error {
+                    LookupError::Bind(error) => ServiceError::from(error),
+                    LookupError::Local(error) => error.into(),
+                },
+            )?,
         };
         let pool = gateway.pool();
         let authenticator =
@@ -122,11 +134,13 @@ impl Program for Gateway {
             let protocol = match kind {
                 MxKind::Smtp => "smtp",
                 MxKind::Lmtp => "lmtp",
+                MxKind::Internal => "internal",
             };
             tracing::info!(protocol, ?addresses, "listening");
             listener
                 .serve(&self.lifecycle, full, move |accepted| serve(context.load_full(), accepted));
         }
+        self.lookup.serve(&self.lifecycle);
     }
 
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
@@ -136,6 +150,8 @@ impl Program for Gateway {
         // Clients are offered what was known before until all is known that was known then.
         first.known().await;
         self.queue.set_rules(rules(&config.mx));
+        self.edge.limit(config.mx.limits.clone());
+        self.lookup.reload(&config.mx.lookup, &service.ownership);
         let authenticator = authenticator(config);
         if let Err(error) = &authenticator {
             tracing::error!(%error, "senders are looked at as they were before");
@@ -193,12 +209,15 @@ impl Gateway {
             tls: tls.map(|certificates| certificates.server_config()),
             implicit_tls: listener.tls == ListenerTls::Implicit,
             ask_timeout: LONGEST_ASK,
+            edge: Arc::clone(&self.edge),
+            lists: Dnsbl::of_system(&config.mx.limits.dnsbl),
             pool: Arc::clone(parts.pool),
             queue: Some(Arc::clone(&self.queue)),
             offers: Arc::clone(parts.offers),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
-            authenticator: parts.authenticator.cloned(),
+            // What mail systems of ours hand on was looked at where it came from.
+            authenticator: parts.authenticator.filter(|_| kind != MxKind::Internal).cloned(),
         })
     }
 }

@@ -34,6 +34,8 @@ pub struct Trace<'a> {
     pub at: OffsetDateTime,
     /// What the message begins with.
     pub first_octet: Option<u8>,
+    /// Our own trace ([`crate::hop`]), which follows.
+    pub hop: &'a str,
 }
 
 impl Trace<'_> {
@@ -57,7 +59,7 @@ impl Trace<'_> {
             let _ = write!(header, "\r\n\tfor <{recipient}>");
         }
         let date = self.at.format(&Rfc2822).unwrap_or_default();
-        let _ = write!(header, ";\r\n\t{date}\r\n");
+        let _ = write!(header, ";\r\n\t{date}\r\n{}", self.hop);
         if matches!(self.first_octet, Some(b' ' | b'\t')) {
             header.push_str("\r\n");
         }
@@ -94,17 +96,25 @@ fn tame_atoms(text: &str) -> String {
     text.chars().map(|c| if is_tame(c) { c } else { '?' }).collect()
 }
 
-/// Counts Received headers while a message is received.
+/// Counts Received headers while a message is received, and keeps our own trace.
 #[derive(Debug, Default)]
 pub struct Loops {
     received: usize,
-    /// The first octets of the line at hand, lower case, as far as they count.
+    /// Values of our own trace, which may be forged.
+    hops: Vec<String>,
+    /// The first octets of the line at hand, as far as they count.
     line: Vec<u8>,
     past_header: bool,
 }
 
 /// What a Received header begins with.
-const NAME: &[u8] = b"received:";
+const RECEIVED: &[u8] = b"received:";
+/// What our own trace begins with.
+const HOP: &[u8] = b"mailshift-hop:";
+/// Octets of a line that are looked at: all of our trace's, whatever our name is.
+const LOOKED_AT: usize = 512;
+/// Fields of our trace that are kept. Ours are above those that the message had before.
+const MAX_HOPS: usize = 16;
 
 impl Loops {
     /// Looks at more of the message.
@@ -113,20 +123,42 @@ impl Loops {
         while !self.past_header && !rest.is_empty() {
             let end = memchr::memchr(b'\n', rest);
             let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
-            let room = NAME.len().saturating_sub(self.line.len());
-            self.line.extend(line.iter().take(room).map(u8::to_ascii_lowercase));
+            let room = LOOKED_AT.saturating_sub(self.line.len());
+            self.line.extend(line.iter().take(room));
             let Some(end) = end else { return };
             self.past_header = matches!(self.line.as_slice(), b"" | b"\r");
-            self.received = self.received.saturating_add(usize::from(self.line == NAME));
+            self.note_line();
             self.line.clear();
             rest = rest.get(end.saturating_add(1)..).unwrap_or_default();
         }
+    }
+
+    fn note_line(&mut self) {
+        if value_of(RECEIVED, &self.line).is_some() {
+            self.received = self.received.saturating_add(1);
+        }
+        if let Some(value) = value_of(HOP, &self.line)
+            && self.hops.len() < MAX_HOPS
+        {
+            self.hops.push(String::from_utf8_lossy(value).into_owned());
+        }
+    }
+
+    /// The values of our own trace, which may be forged.
+    pub fn hops(&self) -> impl Iterator<Item = &str> {
+        self.hops.iter().map(String::as_str)
     }
 
     /// Received headers seen.
     pub fn received(&self) -> usize {
         self.received
     }
+}
+
+/// What follows a field's name, whose case does not matter.
+fn value_of<'a>(name: &[u8], line: &'a [u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    start.eq_ignore_ascii_case(name).then_some(value)
 }
 
 #[cfg(test)]
@@ -146,6 +178,7 @@ mod tests {
             only_recipient: only.map(str::to_owned),
             at: OffsetDateTime::UNIX_EPOCH,
             first_octet: Some(b'S'),
+            hop: "",
         }
     }
 
@@ -234,12 +267,25 @@ mod tests {
     #[test]
     fn received_headers_are_counted_in_the_header_only_and_however_they_are_cut() {
         let message =
-            b"Received: a\r\n\tfolded\r\nRECEIVED:b\r\nX-Received: c\r\n\r\nReceived: body\r\n";
+            b"Received: a\r\n\tfolded\r\nMailshift-Hop: 1; by=A\r\nmailshift-HOP:2\r\nRECEIVED:b\r\n\
+              X-Received: c\r\n\r\nReceived: body\r\nMailshift-Hop: 3\r\n";
         for cut in 0..message.len() {
             let mut loops = Loops::default();
             loops.look(&message[..cut]);
             loops.look(&message[cut..]);
             assert_eq!(loops.received(), 2, "cut at {cut}");
+            let hops: Vec<&str> = loops.hops().collect();
+            assert_eq!(hops, [" 1; by=A\r", "2\r"], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_of_a_header_is_bounded() {
+        let mut loops = Loops::default();
+        for _ in 0..1000 {
+            loops.look(format!("Mailshift-Hop: {}\r\n", "x".repeat(5000)).as_bytes());
+        }
+        assert!(loops.hops().count() <= MAX_HOPS);
+        assert!(loops.hops().all(|value| value.len() <= LOOKED_AT));
     }
 }

@@ -1,6 +1,10 @@
 //! Whom a recipient's path leads to: a name and its owner, or the client's answer.
 
+use std::sync::Arc;
+
 use shared::address::Address;
+use shared::backend::Backend;
+use shared::config::MxKind;
 use shared::ownership::{Name, Owner, Refusal};
 use shared::smtp::path::ForwardPath;
 use shared::smtp::reply::Reply;
@@ -12,7 +16,7 @@ use crate::transaction::Answer;
 /// Local parts that take mail at every domain of ours, account or not (RFC 5321 §4.5.1, RFC 2142).
 const ROLES: [&str; 2] = ["postmaster", "abuse"];
 
-/// A recipient that has an owner.
+/// A recipient whose mail has somewhere to go.
 #[derive(Debug)]
 pub struct Found {
     /// Its address, as the client named it.
@@ -21,17 +25,19 @@ pub struct Found {
     pub address: Address,
     /// The name it is looked up by.
     pub name: Name,
-    /// Where its account is at this moment.
+    /// Where that is.
     pub place: Place,
 }
 
-/// Where an account is.
-#[derive(Debug)]
+/// Where a recipient's mail goes.
+#[derive(Debug, Clone)]
 pub enum Place {
-    /// At its owner.
+    /// To the account's owner, who this was at that moment: it is read again whenever it counts.
     Owned(Owner),
-    /// With nobody: the account is held.
+    /// To nobody now: the account is held.
     Held(Box<str>),
+    /// To this backend, whoever it sends it on to: the domain is not ours, and we may relay.
+    Via(Arc<Backend>),
 }
 
 /// Looks up whom a path leads to.
@@ -60,10 +66,24 @@ pub fn find(cx: &Context, path: ForwardPath) -> Result<Found, Box<Answer>> {
         Err(Refusal::Held { account }) => {
             Ok(Found { named, address, name, place: Place::Held(account) })
         }
+        Err(Refusal::ForeignDomain) if let Some(backend) = outbound(cx) => {
+            Ok(Found { named, address, name, place: Place::Via(backend) })
+        }
         Err(Refusal::NoSuchAccount) if has_role(&name) => find_postmaster(cx),
         Err(refusal) => {
             cx.ownership.note_refused(&name);
             Err(refused(named, &refusal).into())
+        }
+    }
+}
+
+/// Where mail for domains that are not ours goes, if this client may send any.
+fn outbound(cx: &Context) -> Option<Arc<Backend>> {
+    match cx.kind {
+        MxKind::Smtp | MxKind::Lmtp => None,
+        MxKind::Internal => {
+            let name = cx.rules.internal.outbound.as_ref()?;
+            cx.ownership.backends().get(name).map(Arc::clone)
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
-use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,21 +15,23 @@ use shared::smtp::path::ReversePath;
 use shared::smtp::reply::{Class, Reply};
 use shared::smtp::xclient::Told;
 use shared::wire::{Deadlines, Wire, WireError};
-use socket2::SockRef;
 use time::OffsetDateTime;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::authentication::{Authenticator, Policy, Standing, Subject};
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::custody::{Origin, place_of};
 use crate::delivery::{Introduction, Offers, Pool};
+use crate::dnsbl::Dnsbl;
+use crate::edge::{Edge, Guessed};
+use crate::hop::{self, Hops};
 use crate::letter::Letter;
 use crate::queue::Queue;
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Protocol, Session, Terms};
 use crate::transaction::{Answer, Transaction};
+use crate::welcome::speaks_early;
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
 /// of 60 kbit/s.
@@ -55,6 +56,10 @@ pub struct Context {
     pub kind: MxKind,
     /// Longest wait for an owner's answer to a recipient.
     pub ask_timeout: Duration,
+    /// What was done lately, and from where.
+    pub edge: Arc<Edge>,
+    /// Lists of addresses from which nothing is taken.
+    pub lists: Dnsbl,
     /// Connections to owners.
     pub pool: Arc<Pool>,
     /// What cannot be delivered at once. Without one nothing is kept: the sender has to.
@@ -87,6 +92,8 @@ struct Conversation<'a> {
     session: Session,
     transaction: Option<Transaction>,
     incoming: Option<Incoming>,
+    /// When it is over, a message in hand apart.
+    ends: Option<Instant>,
 }
 
 impl Context {
@@ -106,11 +113,11 @@ impl Context {
         Terms {
             hostname: self.rules.hostname.as_str().into(),
             protocol: match self.kind {
-                MxKind::Smtp => Protocol::Smtp,
+                MxKind::Smtp | MxKind::Internal => Protocol::Smtp,
                 MxKind::Lmtp => Protocol::Lmtp,
             },
             max_size: self.rules.max_message_size,
-            starttls: self.tls.is_some() && !self.implicit_tls,
+            starttls: self.tls.is_some() && !self.implicit_tls && !self.spares_tls(peer),
             dsn: self.offers.all_have_dsn(),
             smtputf8: self.offers.all_have_smtputf8(),
             chunking: true,
@@ -125,20 +132,13 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let client = accepted.client;
     let deadlines =
         Deadlines { read: cx.rules.command_timeout, write: cx.rules.command_timeout, until: None };
-    let early = !cx.implicit_tls && has_spoken(&accepted.socket);
+    let early = !cx.implicit_tls && speaks_early(&cx, &accepted).await;
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
     match converse(&cx, &id, wire, accepted.seat, early).await {
         Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
-}
-
-/// True when a client did not wait for the greeting. Asked of the socket itself, since the runtime may
-/// not have heard of it yet.
-fn has_spoken(socket: &TcpStream) -> bool {
-    let mut octet = [MaybeUninit::uninit()];
-    SockRef::from(socket).peek(&mut octet).is_ok_and(|count| count > 0)
 }
 
 async fn converse(
@@ -156,7 +156,17 @@ async fn converse(
         }
     }
     let mut session = Session::new(cx.terms(wire.peer().ip()), wire.is_secured());
-    session.greet(early, &mut wire.output);
+    match cx.turn_away(wire.peer().ip()).await {
+        None => session.greet(early, &mut wire.output),
+        Some(refusal) => {
+            let client = wire.peer();
+            tracing::info!(session = id, %client, reply = %refusal, "client turned away");
+            session.bid_farewell(&refusal, &mut wire.output);
+        }
+    }
+    let lasts = cx.rules.limits.session_time;
+    let is_limited = !lasts.is_zero() && cx.limits(wire.peer().ip());
+    let ends = is_limited.then(|| Instant::now().checked_add(lasts)).flatten();
     let mut conversation = Conversation {
         cx,
         id: id.to_owned(),
@@ -166,6 +176,7 @@ async fn converse(
         session,
         transaction: None,
         incoming: None,
+        ends,
     };
     let ended = conversation.run().await;
     if let Some(transaction) = conversation.transaction.take() {
@@ -179,6 +190,9 @@ impl Conversation<'_> {
     async fn run(&mut self) -> Result<(), WireError> {
         while let Some(event) = self.next().await? {
             let reply = match event {
+                Event::Mail(_) if !self.may_send() => {
+                    Reply::new(450, (7, 0), "Too many messages from your address, try again later")
+                }
                 Event::Mail(mail) => {
                     self.transaction = Some(Transaction::new(mail));
                     Reply::new(250, (1, 0), "Sender ok")
@@ -238,11 +252,23 @@ impl Conversation<'_> {
             if in_data { self.cx.rules.data_timeout } else { self.cx.rules.command_timeout };
         let lifecycle = &self.cx.lifecycle;
         let stop = if in_data { lifecycle.end() } else { lifecycle.stop() };
+        let ends = self.ends.filter(|_| !in_data);
+        let over = async {
+            match ends {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         let driven = tokio::select! {
             biased;
             // First, so that no client can talk on and on.
             () = stop.cancelled() => {
                 let reply = Reply::new(421, (3, 2), "Service is restarting, please connect again");
+                self.session.bid_farewell(&reply, &mut self.wire.output);
+                return self.wire.flush().await.map(|()| None);
+            }
+            () = over => {
+                let reply = Reply::new(421, (3, 2), "Long enough, please connect again");
                 self.session.bid_farewell(&reply, &mut self.wire.output);
                 return self.wire.flush().await.map(|()| None);
             }
@@ -253,7 +279,34 @@ impl Conversation<'_> {
             self.session.bid_farewell(&reply, &mut self.wire.output);
             let _ = self.wire.flush().await;
         }
+        if matches!(driven, Err(WireError::Tls(_))) && !self.wire.is_secured() {
+            let now = std::time::Instant::now();
+            self.cx.edge.note_failed_handshake(self.wire.peer().ip(), now);
+        }
         driven
+    }
+
+    /// Counts a message of this client's.
+    fn may_send(&self) -> bool {
+        let client = self.wire.peer().ip();
+        !self.cx.limits(client) || self.cx.edge.may_send(client, std::time::Instant::now())
+    }
+
+    /// What a client hears of a recipient that was refused: the more there are, the later, and at last that
+    /// these are enough.
+    async fn refused(&self, reply: Reply) -> Reply {
+        let client = self.wire.peer().ip();
+        if reply.class() != Class::Permanent || !self.cx.limits(client) {
+            return reply;
+        }
+        let Guessed { delay, is_over } =
+            self.cx.edge.note_refused(client, std::time::Instant::now());
+        self.cx.lifecycle.stop().run_until_cancelled(sleep(delay)).await;
+        if is_over {
+            tracing::warn!(session = self.id, %client, "too many unknown recipients from this address");
+            return Reply::new(421, (7, 0), "Too many unknown recipients from your address");
+        }
+        reply
     }
 
     async fn rcpt(&mut self, rcpt: Rcpt) -> Reply {
@@ -267,7 +320,7 @@ impl Conversation<'_> {
             self.record_refusal(&transaction.mail().from, &answer, began);
         }
         self.transaction = Some(transaction);
-        answer.reply
+        self.refused(answer.reply).await
     }
 
     /// Takes the client for the one that a trusted peer names, from now on and for everything. It has a
@@ -313,18 +366,35 @@ impl Conversation<'_> {
             (false, Ok(_)) if incoming.loops.received() > self.cx.rules.max_received => {
                 Reply::new(554, (4, 6), "Too many hops, the message loops")
             }
-            (false, Ok(message)) => return self.deliver(transaction, message).await,
+            (false, Ok(message)) => {
+                let before = self.hops().count(incoming.loops.hops());
+                match hop::refusal(before, self.cx.kind) {
+                    Some(refusal) => refusal,
+                    None => return self.deliver(transaction, message, before).await,
+                }
+            }
         };
         let (client, from) = (self.wire.peer(), &transaction.mail().from);
-        tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
+        let loops = refusal.enhanced().is_some_and(|code| (code.subject, code.detail) == (4, 6));
+        if loops && self.cx.kind == MxKind::Internal {
+            // A mail system of ours takes another one, or us, for an account's owner.
+            tracing::error!(session = self.id, %client, %from, reply = %refusal, "message loops");
+        } else {
+            tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
+        }
         transaction.abandon(self.cx).await;
         vec![refusal]
     }
 
     /// Finds out about the sender, delivers, and waits for the reply.
-    async fn deliver(&mut self, transaction: Transaction, message: Message) -> Vec<Reply> {
+    async fn deliver(
+        &mut self,
+        transaction: Transaction,
+        message: Message,
+        hops: u32,
+    ) -> Vec<Reply> {
         let id: Box<str> = uuid::Uuid::now_v7().simple().to_string().into();
-        let trace = self.trace(&transaction, &message, &id);
+        let trace = self.trace(&transaction, &message, &id, hops);
         let looked_at = self.authenticated(&transaction, trace, &message, &id).await;
         let (header, message, may_report) = match looked_at {
             Ok(authenticated) => authenticated,
@@ -364,7 +434,8 @@ impl Conversation<'_> {
         id: &str,
     ) -> Result<(String, Message, bool), Reply> {
         let Some(authenticator) = &self.cx.authenticator else {
-            return Ok((trace, message.clone(), false));
+            // Mail systems of ours are told of failures, strangers are not.
+            return Ok((trace, message.clone(), self.cx.kind == MxKind::Internal));
         };
         let (client, from) = (self.wire.peer(), &transaction.mail().from);
         let helo = self.session.helo().map_or("", |helo| &helo.name);
@@ -383,7 +454,11 @@ impl Conversation<'_> {
         }
     }
 
-    fn trace(&self, transaction: &Transaction, message: &Message, id: &str) -> String {
+    fn hops(&self) -> Hops {
+        Hops::of_database(&self.cx.ownership.database())
+    }
+
+    fn trace(&self, transaction: &Transaction, message: &Message, id: &str, hops: u32) -> String {
         let helo = self
             .session
             .helo()
@@ -401,6 +476,7 @@ impl Conversation<'_> {
             only_recipient: transaction.only_recipient().map(Address::to_string),
             at: OffsetDateTime::now_utc(),
             first_octet: message.first_octet(),
+            hop: &self.hops().field(hops, self.cx.rules.hostname.as_str()),
         }
         .header()
     }

@@ -120,11 +120,11 @@ impl Transaction {
         }
         let may_keep = cx.queue.as_ref().is_some_and(|queue| queue.is_healthy());
         let to = Addressee { address, notify, orcpt };
-        let recipient = Recipient { to, name, route: Route::Owner };
-        let owner = match place {
-            Place::Owned(owner) => owner,
+        let (backend, owner) = match place {
+            Place::Owned(owner) => (Arc::clone(&owner.backend), Some(owner)),
+            Place::Via(backend) => (backend, None),
             Place::Held(account) if may_keep => {
-                self.accept(recipient);
+                self.accept(Recipient { to, name, route: Route::Owner });
                 let reply = Reply::new(250, (1, 5), "Recipient ok");
                 return Answer {
                     why: Some(format!("account {account} is held")),
@@ -137,31 +137,37 @@ impl Transaction {
                 return Answer { why: Some(refusal.to_string()), ..plain(named, reply) };
             }
         };
+        let route = if owner.is_some() { Route::Owner } else { Route::Via(backend.name.clone()) };
+        let recipient = Recipient { to, name, route };
         let is_sick = cx.queue.is_some() && !may_keep;
-        if is_sick && self.legs.iter().any(|leg| leg.is_of_another(&owner.backend)) {
+        if is_sick && self.legs.iter().any(|leg| leg.is_of_another(&backend)) {
             // With nothing to keep what one owner takes and another does not, it goes to one at a time.
             let reply = Reply::new(452, (5, 3), "Send this recipient separately");
-            return Answer { owner: Some(owner), ..plain(named, reply) };
+            return Answer { owner, ..plain(named, reply) };
         }
-        let answer = self.ask(cx, introduction, &owner.backend, &recipient.to).await;
+        // Mail to others is known to nobody here, but comes from a mail system of ours.
+        let is_known = owner.as_ref().is_none_or(|owner| owner.known);
+        let answer = self.ask(cx, introduction, &backend, &recipient.to).await;
         let (reply, why) = match answer {
             Ok(reply) if reply.class() == Class::Accepted => {
-                cx.ownership.note_served(&owner);
+                if let Some(owner) = &owner {
+                    cx.ownership.note_served(owner);
+                }
                 self.accept(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }
             Ok(reply) => (refusal::by_owner(&reply, &named), Some(reply.to_string())),
             Err(error) if error.is_misconfigured() => {
-                tracing::error!(owner = %owner.backend.name, %error, "nothing is delivered there");
+                tracing::error!(owner = %backend.name, %error, "nothing is delivered there");
                 (refusal::misconfigured(&named), Some(error.to_string()))
             }
-            Err(error) if owner.known && may_keep => {
+            Err(error) if is_known && may_keep => {
                 self.accept(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), Some(error.to_string()))
             }
             Err(error) => (refusal::unreachable(&named), Some(error.to_string())),
         };
-        Answer { to: Some(named), owner: Some(owner), reply, why }
+        Answer { to: Some(named), owner, reply, why }
     }
 
     fn accept(&mut self, recipient: Recipient) {
@@ -205,8 +211,8 @@ impl Transaction {
         let (mut custody, replies) = Custody::new(cx, letter, origin, recipients.clone());
         let mut round = Round::new(cx, letter);
         for (place, recipient) in recipients.iter().enumerate() {
-            let Recipient { to, name, .. } = recipient;
-            if let Err(unsent) = round.add(place, to, name) {
+            let Recipient { to, name, route } = recipient;
+            if let Err(unsent) = round.add(place, to, name, route) {
                 let verdict = unsent.verdict(&to.address);
                 custody.settle_unsent(place, verdict, &unsent.to_string());
             }

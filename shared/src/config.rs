@@ -116,6 +116,14 @@ pub struct MxConfig {
     pub listeners: Vec<MxListener>,
     /// Networks of servers in front of us that may say who their clients are, by XCLIENT or PROXY.
     pub trusted_networks: Vec<IpNet>,
+    /// Who brings mail to the internal listener, and where from there mail for others goes.
+    pub internal: InternalConfig,
+    /// Where mail servers ask which addresses they must hand on.
+    pub lookup: LookupConfig,
+    /// What one address may do on the public listener.
+    pub limits: LimitsConfig,
+    /// After a failed handshake STARTTLS is not offered to that address for a while.
+    pub tls_fallback: bool,
     /// Largest message in octets, CRLFs counted (RFC 1870).
     pub max_message_size: u64,
     /// Octets of a message kept in memory before it goes to a temporary file.
@@ -169,6 +177,8 @@ pub enum MxKind {
     Smtp,
     /// LMTP with a server that has filtered the mail and wants a verdict for each recipient.
     Lmtp,
+    /// SMTP with the mail systems between which accounts move (`mx.internal`).
+    Internal,
 }
 
 /// How senders are authenticated: SPF, DKIM, DMARC, ARC, reverse DNS.
@@ -230,6 +240,52 @@ impl Enforcement {
     pub fn mode(&self, domain: &Domain) -> EnforcementMode {
         self.domains.get(domain).copied().unwrap_or(self.others)
     }
+}
+
+/// The internal listener's own rules.
+#[derive(Debug, Clone, Default)]
+pub struct InternalConfig {
+    /// Networks from which mail is taken.
+    pub trusted_networks: Vec<IpNet>,
+    /// Where mail for domains that are not ours goes; `None`: it is refused.
+    pub outbound: Option<BackendName>,
+}
+
+/// What one address, IPv6: one /64, may do on the public listener. 0 is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// New connections within a minute.
+    pub connections_per_minute: u32,
+    /// Messages within a minute.
+    pub messages_per_minute: u32,
+    /// Recipients that are refused within the window, after which it is sent away; long before, it is
+    /// answered later and later.
+    pub refused_recipients: u32,
+    /// The window.
+    pub refused_window: Duration,
+    /// How long it has to wait for the greeting.
+    pub greet_delay: Duration,
+    /// How long a session may last, a message in hand apart; zero: no limit.
+    pub session_time: Duration,
+    /// Zones of lists of addresses from which nothing is taken.
+    pub dnsbl: Vec<Domain>,
+    /// Networks to which none of this applies.
+    pub exempt_networks: Vec<IpNet>,
+}
+
+/// Where mail servers ask which addresses they must hand on.
+#[derive(Debug, Clone, Default)]
+pub struct LookupConfig {
+    /// Where Postfix's `socketmap` is spoken; the map's name is the asking backend's.
+    pub socketmap: Option<ListenerConfig>,
+    /// Where it is spoken on a Unix socket.
+    pub socket: Option<PathBuf>,
+    /// Where Postfix's `tcp_table` is spoken, for one backend each.
+    pub tcp_tables: Vec<(BackendName, ListenerConfig)>,
+    /// Networks that may ask.
+    pub trusted_networks: Vec<IpNet>,
+    /// What is answered: a transport with its next hop.
+    pub next_hop: Box<str>,
 }
 
 /// The login proxy.
@@ -445,6 +501,7 @@ impl MxKind {
         match self {
             Self::Smtp => "mx.smtp",
             Self::Lmtp => "mx.lmtp",
+            Self::Internal => "mx.internal",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What both services of Mailshift stand on.
 //!
 //! Pure (no socket, clock, `await`, TLS or SQL): [`address`], [`dialogue`], `smtp`, `credentials`,
-//! `sasl`, [`health`]. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`resolver`] and [`reach`]
-//! know where a backend is and whether it is up, [`probe`] asks it, [`smtp_client`] hears servers,
+//! `sasl`, [`health`], [`counts`]. Beyond that: [`wire`] and `tls` hold all sockets' octets, [`resolver`] and
+//! [`reach`] know where a backend is and whether it is up, [`probe`] asks it, [`smtp_client`] hears servers,
 //! [`ownership`] knows who owns an account, [`config`] reads the one configuration file, [`lifecycle`]
 //! starts and ends tasks.
 //!
@@ -12,6 +12,7 @@
 pub mod address;
 pub mod backend;
 pub mod config;
+pub mod counts;
 pub mod credentials;
 pub mod dialogue;
 pub mod health;

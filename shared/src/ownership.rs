@@ -52,6 +52,7 @@ pub struct Ownership {
     backends: ArcSwap<Backends>,
     unknown: UnknownNames,
     watch: OnceLock<Weak<dyn Watch>>,
+    database: ArcSwap<String>,
 }
 
 /// Told of every change, once the copy has it and what it went over is marked.
@@ -143,6 +144,7 @@ impl Ownership {
             backends: ArcSwap::from_pointee(backends),
             unknown: UnknownNames::default(),
             watch: OnceLock::new(),
+            database: ArcSwap::default(),
         })
     }
 
@@ -312,6 +314,18 @@ impl Ownership {
     /// What runs under each name.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The id of the database that the copy was read from, which all nodes on it share; empty before the first
+    /// load.
+    pub fn database(&self) -> Arc<String> {
+        self.database.load_full()
+    }
+
+    fn set_database(&self, id: &str) {
+        if **self.database.load() != *id {
+            self.database.store(Arc::new(id.to_owned()));
+        }
     }
 
     /// Says which owners' users are refused because no such backend is configured.

@@ -110,6 +110,7 @@ pub async fn postfix(recipients: Vec<(String, u16)>) -> anyhow::Result<Postfix> 
         ),
         wants_names: false,
         sasl: None,
+        ..Options::default()
     })
     .await
     .context("Postfix as a peer")

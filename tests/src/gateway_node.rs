@@ -4,19 +4,24 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
 use mx_gateway::authentication::Authenticator;
 use mx_gateway::body::Memory;
 use mx_gateway::delivery::{Offers, Pool};
+use mx_gateway::dnsbl::Dnsbl;
+use mx_gateway::edge::Edge;
 use mx_gateway::queue::Queue;
 use mx_gateway::serve::{Context, serve};
 use mx_gateway::spool::{Spool, Stored};
 use shared::address::Domain;
 use shared::backend::{Backend, Backends};
-use shared::config::{Bind, ListenerConfig, ListenerTls, MxConfig, MxKind, ProxyMode, QueueConfig};
+use shared::config::{
+    Bind, InternalConfig, LimitsConfig, ListenerConfig, ListenerTls, LookupConfig, MxConfig,
+    MxKind, ProxyMode, QueueConfig,
+};
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use tokio_rustls::rustls::ServerConfig;
@@ -45,6 +50,8 @@ pub struct Settings {
     pub max_per_address: usize,
     /// Finds out about senders.
     pub authenticator: Option<Arc<Authenticator>>,
+    /// Lists of addresses.
+    pub lists: Dnsbl,
 }
 
 impl Default for Settings {
@@ -56,6 +63,16 @@ impl Default for Settings {
                 postmaster: None,
                 listeners: Vec::new(),
                 trusted_networks: Vec::new(),
+                internal: InternalConfig {
+                    trusted_networks: vec!["127.0.0.0/8".parse().expect("a network")],
+                    outbound: None,
+                },
+                lookup: LookupConfig::default(),
+                limits: LimitsConfig {
+                    refused_window: Duration::from_mins(10),
+                    ..LimitsConfig::default()
+                },
+                tls_fallback: false,
                 max_message_size: 50 * 1024 * 1024,
                 memory_per_message: 256 * 1024,
                 max_recipients: 1000,
@@ -79,6 +96,7 @@ impl Default for Settings {
             ask_timeout: PATIENCE,
             max_per_address: 1000,
             authenticator: None,
+            lists: Dnsbl::default(),
         }
     }
 }
@@ -141,7 +159,7 @@ impl GatewayNode {
         opened: Option<(Spool, Vec<Stored>)>,
     ) -> Result<Self> {
         let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, .. } = settings;
-        let Settings { max_per_address, authenticator, .. } = settings;
+        let Settings { max_per_address, authenticator, lists, .. } = settings;
         let backends: Vec<Backend> = backends.into_iter().collect();
         let known: Backends = backends.iter().cloned().collect();
         let offers = Offers::new(&known, rules.max_message_size);
@@ -160,6 +178,8 @@ impl GatewayNode {
             Queue::new(spool, &stored, rules, &table.ownership, &lifecycle)
         });
         let cx = Arc::new(Context {
+            edge: Arc::new(Edge::new(rules.limits.clone(), Instant::now())),
+            lists,
             kind,
             ownership: Arc::clone(&table.ownership),
             lifecycle: lifecycle.clone(),

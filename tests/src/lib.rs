@@ -24,6 +24,7 @@ pub mod ports;
 pub mod postfix;
 pub mod postgres;
 pub mod program;
+pub mod recipe;
 pub mod rows;
 pub mod session;
 pub mod signer;

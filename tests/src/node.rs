@@ -39,6 +39,8 @@ pub struct Options {
     pub ownership: String,
     /// More keys of `[mx]`.
     pub mx: String,
+    /// Where the gateway takes mail from mail systems, and where they ask it for addresses.
+    pub internal: Option<[SocketAddr; 2]>,
     /// More keys of `[login]`.
     pub login: String,
     /// Listen for POP3, submission and ManageSieve, too.
@@ -66,6 +68,8 @@ pub struct Node {
     logins: Vec<SocketAddr>,
     ca_file: PathBuf,
     every_protocol: bool,
+    /// Listeners of the gateway.
+    mail_listeners: usize,
     run_as: Option<User>,
     place: Place,
 }
@@ -88,6 +92,7 @@ impl Node {
             smtp: nowhere,
             logins: Vec::new(),
             every_protocol: options.every_protocol,
+            mail_listeners: if options.internal.is_some() { 3 } else { 1 },
             ca_file: ca.file(),
             run_as: options.run_as,
             place,
@@ -108,7 +113,7 @@ impl Node {
         }
         // Both at once: each waits for the table.
         let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
-        self.smtp = first(&serving(&gateway, 1).await?)?;
+        self.smtp = first(&serving(&gateway, self.mail_listeners).await?)?;
         self.logins = serving(&proxy, listeners(self.every_protocol).len()).await?;
         (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
         Ok(())
@@ -269,6 +274,14 @@ fn configuration(options: &Options, identities: &[Identity], place: &Place) -> S
         .map(|(position, name)| (name, first.get(position).unwrap_or(&anywhere)))
         .map(|(name, address)| format!("{name} = {{ listen = [\"{address}\"] }}\n"))
         .collect();
+    let internal = options.internal.map(|[mail, lookup]| {
+        format!(
+            "internal = {{ listen = [\"{mail}\"] }}\n\
+             lookup = {{ listen = [\"{lookup}\"], next_hop = \"smtp:[{}]:{}\" }}\n",
+            mail.ip(),
+            mail.port()
+        )
+    });
     let certificates: Vec<String> = identities
         .iter()
         .map(|Identity { cert_file, key_file }| {
@@ -293,7 +306,7 @@ certificates = [{certificates}]
 hostname = \"{MX_HOST}\"
 smtp = {{ listen = [\"{smtp}\"] }}
 {authentication}
-{mx}
+{internal}{mx}
 [login]
 hostname = \"{IMAP_HOST}\"
 {logins}failure_delay = \"0s\"
@@ -314,6 +327,7 @@ format = \"json\"
         } else {
             "authentication.enabled = false"
         },
+        internal = internal.unwrap_or_default(),
         mx = options.mx,
         login = options.login,
     )

@@ -9,6 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -53,6 +54,25 @@ pub struct Options {
     pub wants_names: bool,
     /// It takes mail from whom this Dovecot's authentication service knows, and from nobody else.
     pub sasl: Option<SocketAddr>,
+    /// More settings; with those of the same name as ours, ours do not count.
+    pub settings: String,
+    /// Files beside its configuration, which the settings know as `/etc/postfix/NAME`.
+    pub files: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    /// `example.org`, which nobody lives at, with Maildirs.
+    fn default() -> Self {
+        Self {
+            domain: "example.org".to_owned(),
+            recipients: Vec::new(),
+            delivery: Delivery::Maildirs,
+            wants_names: false,
+            sasl: None,
+            settings: String::new(),
+            files: Vec::new(),
+        }
+    }
 }
 
 /// A private Postfix server, ended with this value.
@@ -149,6 +169,32 @@ impl Postfix {
         self.smtp
     }
 
+    /// Has it try at once to deliver what is queued.
+    ///
+    /// # Errors
+    ///
+    /// `postqueue` complains.
+    pub fn flush(&self) -> Result<()> {
+        let etc = self.place.join("etc").to_string_lossy().into_owned();
+        run(as_root("Postfix's queue")?, &["postqueue", "-c", &etc, "-f"])
+    }
+
+    /// What is wrong with its configuration, in `postconf`'s words: settings that it does not know, for
+    /// instance.
+    ///
+    /// # Errors
+    ///
+    /// There is no `postconf`.
+    pub fn complaints(&self) -> Result<String> {
+        let output = Command::new("/usr/sbin/postconf")
+            .arg("-c")
+            .arg(self.place.join("etc"))
+            .arg("-n")
+            .output()
+            .context(INSTALL)?;
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// The messages in a recipient's Maildir, with [`Delivery::Maildirs`].
     pub fn inbox(&self, recipient: &str) -> Vec<PathBuf> {
         inbox(&self.place.join("mail").join(recipient))
@@ -188,7 +234,8 @@ impl Postfix {
 
     fn write_configuration(&self, daemons: &str) -> Result<()> {
         let place = self.place.path().display();
-        let Options { domain, recipients, delivery, wants_names, sasl } = &self.options;
+        let Options { domain, recipients, delivery, wants_names, sasl, settings, files } =
+            &self.options;
         let transport = match delivery {
             Delivery::Maildirs => "virtual".to_owned(),
             Delivery::Lmtp(address) => format!("lmtp:inet:{address}"),
@@ -244,7 +291,12 @@ transport_maps = texthash:{place}/etc/transports
             // A Maildir is told by the slash at its end.
             writeln!(known, "{recipient} {recipient}/")?;
         }
+        let etc = format!("{place}/etc/");
+        let main = merged(&main, &settings.replace("/etc/postfix/", &etc));
         self.place.write("etc/main.cf", &main, 0o644, None)?;
+        for (name, text) in files {
+            self.place.write(&format!("etc/{name}"), text, 0o644, None)?;
+        }
         self.place.write("etc/recipients", &known, 0o644, None)?;
         let mut transports = String::new();
         if let Delivery::Split(recipients) = delivery {
@@ -268,6 +320,14 @@ transport_maps = texthash:{place}/etc/transports
     }
 }
 
+/// Settings with others that replace those of the same names.
+fn merged(settings: &str, others: &str) -> String {
+    let name = |line: &str| line.split_once('=').map(|(name, _)| name.trim().to_owned());
+    let replaced: Vec<String> = others.lines().filter_map(name).collect();
+    let kept = settings.lines().filter(|line| name(line).is_none_or(|n| !replaced.contains(&n)));
+    kept.chain(others.lines()).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// Settings for asking a Dovecot about passwords.
 fn authentication(service: SocketAddr) -> String {
     format!(
@@ -281,6 +341,7 @@ smtpd_sasl_path = inet:{service}
 /// Services, none of them locked in: there are no libraries in a private queue.
 const MASTER: &str = "
 SMTP        inet  n - n -     - smtpd
+pickup      unix  n - n 60    1 pickup
 cleanup     unix  n - n -     0 cleanup
 qmgr        unix  n - n 300   1 qmgr
 tlsmgr      unix  - - n 1000? 1 tlsmgr
@@ -309,6 +370,31 @@ postlog     unix-dgram n - n - 1 postlogd
 fn empty_log(sudo: &[&str], place: &Place) -> Result<()> {
     let log = place.join("log").join(LOG);
     run(sudo, &["install", "-m", "644", "/dev/null", &log.to_string_lossy()])
+}
+
+/// What a table, such as `socketmap:inet:127.0.0.1:2527:old`, answers Postfix for a key; `None`: not found.
+///
+/// # Errors
+///
+/// It does not answer, or says that nobody knows now; Postfix's words are in the message.
+pub async fn postmap(table: &str, key: &str) -> Result<Option<String>> {
+    let place = Place::new()?;
+    for (name, text) in [("main.cf", "compatibility_level = 3.6\n"), ("master.cf", "")] {
+        let path = place.write(name, text, 0o644, None)?;
+        // One that is this new may still be written to, so Postfix waits.
+        fs::File::options().write(true).open(path)?.set_modified(SystemTime::UNIX_EPOCH)?;
+    }
+    let output = tokio::process::Command::new("/usr/sbin/postmap")
+        .arg("-c")
+        .arg(place.path())
+        .args(["-q", key, table])
+        .output()
+        .await
+        .context(INSTALL)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.is_empty(), "postmap -q {key} {table}: {said}");
+    let found = String::from_utf8(output.stdout)?.trim_end().to_owned();
+    Ok(output.status.success().then_some(found))
 }
 
 /// A built-in default of this machine's Postfix.

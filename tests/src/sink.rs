@@ -134,14 +134,14 @@ pub struct Message {
     pub content: Vec<u8>,
     /// Its octets.
     pub octets: u64,
-    /// The digest of those that follow the first header field, which is the gateway's own.
+    /// The digest of those that follow the gateway's own header fields.
     pub digest: [u8; 32],
     /// What was said to it, a line for each recipient; empty until then.
     pub verdicts: Vec<String>,
 }
 
 impl Message {
-    /// Its content behind the first header field, which must be the Received of the gateway.
+    /// Its content behind the gateway's own header fields, the first of which is Received.
     pub fn as_sent(&self) -> &[u8] {
         assert!(self.content.starts_with(b"Received: "), "{:?}", self.text());
         &self.content[first_field(&self.content)..]
@@ -537,16 +537,27 @@ impl Server {
     }
 }
 
-/// Where the first header field of a message ends.
+/// Where what the gateway has put before a message ends: its Received field, and its own trace.
 fn first_field(content: &[u8]) -> usize {
     let mut end = 0;
     for line in content.split_inclusive(|&b| b == b'\n') {
-        if end > 0 && !line.starts_with(b"\t") {
+        if end > 0 && !is_ours(line) {
             break;
         }
         end += line.len();
+        if line.starts_with(HOP) {
+            break;
+        }
     }
     end
+}
+
+/// What the gateway's own trace begins with.
+const HOP: &[u8] = b"Mailshift-Hop: ";
+
+/// A line of what the gateway puts before a message that is not the first.
+fn is_ours(line: &[u8]) -> bool {
+    line.starts_with(b"\t") || line.starts_with(HOP)
 }
 
 async fn say(stream: &mut Stream, line: &str) -> Result<()> {

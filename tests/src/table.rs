@@ -124,6 +124,19 @@ impl Table {
         }
     }
 
+    /// The Postgres server's socket directory, and the database's name.
+    ///
+    /// # Panics
+    ///
+    /// The table is in a file.
+    pub fn postgres(&self) -> (PathBuf, String) {
+        match &self.store {
+            Store::Shared(server, database) => (server.socket(), database.name.clone()),
+            Store::Own(server, database) => (server.socket(), database.name.clone()),
+            Store::File(..) => panic!("a file has no server"),
+        }
+    }
+
     /// The SQLite file.
     ///
     /// # Panics

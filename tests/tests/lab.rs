@@ -93,6 +93,7 @@ async fn postfix_delivers_to_those_it_knows_and_takes_the_clients_address_by_xcl
         delivery: Delivery::Maildirs,
         wants_names: false,
         sasl: None,
+        ..postfix::Options::default()
     };
     let server = Postfix::start(options).await.unwrap();
     let unknown = smtp::send(server.smtp(), "s@example.com", &["x@example.org"], "").await.unwrap();
@@ -117,6 +118,7 @@ async fn postfix_hands_on_by_lmtp() {
         delivery: Delivery::Lmtp(dovecot.lmtp()),
         wants_names: false,
         sasl: None,
+        ..postfix::Options::default()
     };
     let server = Postfix::start(options).await.unwrap();
     let sent = smtp::send(server.smtp(), "s@example.com", &[ANN], &message("third")).await.unwrap();

@@ -13,6 +13,7 @@ use crate::letter::Letter;
 use crate::outcome::Verdict;
 use crate::refusal;
 use crate::serve::Context;
+use crate::spool::Route;
 
 /// Deliveries that are about to begin.
 #[derive(Debug)]
@@ -59,13 +60,25 @@ impl Round {
         Self { cx: Arc::clone(cx), letter: Arc::clone(letter), deliveries: Vec::new() }
     }
 
-    /// Adds a recipient where the table has its account. It is registered before the owner is read: a change
-    /// from here on finds this delivery (P4).
+    /// Adds a recipient. Where the table decides, it is registered before the owner is read: a change from
+    /// here on finds this delivery (P4).
     ///
     /// # Errors
     ///
-    /// [`Unsent`]: it has no owner who could be sent to.
-    pub fn add(&mut self, place: usize, to: &Addressee, name: &Name) -> Result<(), Unsent> {
+    /// [`Unsent`]: there is nobody who could be sent to.
+    pub fn add(
+        &mut self,
+        place: usize,
+        to: &Addressee,
+        name: &Name,
+        route: &Route,
+    ) -> Result<(), Unsent> {
+        if let Route::Via(name) = route {
+            let backend = self.cx.ownership.backends().get(name).cloned();
+            let backend = backend.ok_or_else(|| Unsent::NoBackend { name: name.clone() })?;
+            self.put(place, to, &backend, Warrant::Configured);
+            return Ok(());
+        }
         match self.cx.ownership.enter_held(name, Work::Delivery) {
             Ok(Entered::Owned(owner, registration)) => {
                 let backend = Arc::clone(&owner.backend);
@@ -75,11 +88,6 @@ impl Round {
             Ok(Entered::Held { account, .. }) => Err(Unsent::Held { account }),
             Err(refusal) => Err(Unsent::Refused(refusal)),
         }
-    }
-
-    /// Adds a recipient that goes to this backend whatever the table says.
-    pub fn add_configured(&mut self, place: usize, to: &Addressee, backend: &Arc<Backend>) {
-        self.put(place, to, backend, Warrant::Configured);
     }
 
     /// The deliveries, to be given connections.

@@ -16,7 +16,7 @@ use crate::delivery::{Round, Settled, Unsent, Warrant};
 use crate::letter::Letter;
 use crate::outcome::Verdict;
 use crate::serve::Context;
-use crate::spool::{Recipient, Record, Route, Stored};
+use crate::spool::{Recipient, Record, Stored};
 
 /// Tries a message; it waits again afterwards, or is done with.
 pub(super) async fn run(queue: Arc<Queue>, cx: Arc<Context>, id: Id, plan: Plan) {
@@ -59,7 +59,7 @@ async fn try_once(
     }
     let letter = Arc::new(letter(&stored, queue.spool.content(id).await?));
     let mut try_ =
-        Try { queue, cx, id, stored: &stored, failed: Vec::new(), put_off: None, why: None };
+        Try { queue, id, stored: &stored, failed: Vec::new(), put_off: None, why: None };
     let mut round = Round::new(cx, &letter);
     for place in places {
         let Some(recipient) = stored.recipients.get(place) else { continue };
@@ -92,7 +92,6 @@ async fn try_once(
 /// What a try has found so far.
 struct Try<'a> {
     queue: &'a Arc<Queue>,
-    cx: &'a Arc<Context>,
     id: &'a Id,
     stored: &'a Stored,
     /// Who is refused for good.
@@ -105,15 +104,7 @@ struct Try<'a> {
 
 impl Try<'_> {
     fn add(&self, round: &mut Round, place: usize, to: &Recipient) -> Result<(), Unsent> {
-        match &to.route {
-            Route::Owner => round.add(place, &addressee(to), &to.name),
-            Route::Via(name) => {
-                let backend = self.cx.ownership.backends().get(name).cloned();
-                let backend = backend.ok_or_else(|| Unsent::NoBackend { name: name.clone() })?;
-                round.add_configured(place, &addressee(to), &backend);
-                Ok(())
-            }
-        }
+        round.add(place, &addressee(to), &to.name, &to.route)
     }
 
     fn unsent(&mut self, place: usize, to: &Recipient, unsent: &Unsent) {

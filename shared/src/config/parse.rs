@@ -3,6 +3,7 @@
 mod authentication;
 mod backends;
 mod login;
+mod mx;
 mod names;
 
 use std::net::SocketAddr;
@@ -13,15 +14,11 @@ use toml::de::{DeTable, Deserializer};
 use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
-    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    LoginListener, MxConfig, MxKind, MxListener, NodeConfig, OwnershipConfig, ProxyMode,
-    QueueConfig, TlsConfig, raw,
+    Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, NodeConfig,
+    OwnershipConfig, ProxyMode, TlsConfig, raw,
 };
-use crate::address::{Address, Domain};
-use crate::backend::BackendName;
+use crate::address::Domain;
 
-/// Where everybody expects SMTP.
-const SMTP_PORT: u16 = 25;
 /// Most problems of one kind that are looked for in a file; each costs one more reading of it.
 const MAX_READINGS: usize = 50;
 
@@ -76,13 +73,8 @@ impl Parser<'_, '_> {
         let login = self.login(file.login, &host, has_certificate);
         let mx = self.mx(file.mx, &host, has_certificate);
         let backends = self.backends(file.backends, &Listening::of(&mx, &login));
-        if let Some(name) = &mx.queue.report_via
-            && backends.get(name).is_none_or(|backend| backend.mail.is_none())
-        {
-            let message = format!("there is no backend {name} with a mail endpoint");
-            self.problems.note("mx.queue.report_via", message);
-        }
         self.somebody_speaks(&login, &backends);
+        self.backends_are_known(&mx, &backends);
         self.nobody_listens_twice(&mx, &login);
         Config {
             node: self.node(file.node, &host),
@@ -174,66 +166,6 @@ impl Parser<'_, '_> {
         }
     }
 
-    fn mx(&mut self, mx: raw::Mx, host: &str, has_certificate: bool) -> MxConfig {
-        for (key, timeout) in [
-            ("mx.command_timeout", mx.command_timeout),
-            ("mx.data_timeout", mx.data_timeout),
-            ("mx.delivery_timeout", mx.delivery_timeout),
-            ("mx.patience", mx.patience),
-            ("mx.queue.expire", mx.queue.expire),
-        ] {
-            if timeout.is_zero() {
-                self.problems.note(key, "must be longer than nothing");
-            }
-        }
-        if mx.max_recipients < 100 {
-            let message = "must be at least 100 (RFC 5321 §4.5.3.1.8)";
-            self.problems.note("mx.max_recipients", message);
-        }
-        let hostname = self.hostname("mx.hostname", &mx.hostname, host);
-        let listeners = [(MxKind::Smtp, mx.smtp), (MxKind::Lmtp, mx.lmtp)];
-        let listeners = listeners.into_iter().filter_map(|(kind, mut listener)| {
-            listener.proxy_trusted.extend(&mx.trusted_networks);
-            let config =
-                self.listener(kind.key(), listener, ListenerTls::StartTls, has_certificate)?;
-            if kind == MxKind::Lmtp && config.binds.iter().any(|bind| bind.port() == SMTP_PORT) {
-                let message = "must not be on port 25, where SMTP is expected (RFC 2033 §3)";
-                self.problems.note("mx.lmtp.listen", message);
-            }
-            Some(MxListener { kind, config })
-        });
-        let listeners = listeners.collect();
-        MxConfig {
-            authentication: self.authentication(mx.authentication, &hostname),
-            hostname,
-            postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
-            listeners,
-            trusted_networks: mx.trusted_networks,
-            max_message_size: mx.max_message_size.as_u64(),
-            memory_per_message: octets(mx.memory_per_message),
-            max_recipients: mx.max_recipients,
-            command_timeout: mx.command_timeout,
-            data_timeout: mx.data_timeout,
-            delivery_timeout: mx.delivery_timeout,
-            max_received: mx.max_received,
-            patience: mx.patience,
-            queue: self.queue(mx.queue),
-        }
-    }
-
-    fn queue(&mut self, queue: raw::Queue) -> QueueConfig {
-        if queue.max_per_backend == 0 {
-            self.problems.note("mx.queue.max_per_backend", "must be at least 1");
-        }
-        QueueConfig {
-            expire: queue.expire,
-            max_per_backend: queue.max_per_backend,
-            max_per_second: queue.max_per_second,
-            report_via: self.optional("mx.queue.report_via", &queue.report_via, BackendName::parse),
-            reserve: queue.reserve.as_u64(),
-        }
-    }
-
     fn listener(
         &mut self,
         key: &str,
@@ -279,24 +211,6 @@ impl Parser<'_, '_> {
             max_connections: listener.max_connections,
             max_per_address: listener.max_per_address,
         })
-    }
-
-    /// The second would find the address in use, by ourselves.
-    fn nobody_listens_twice(&mut self, mx: &MxConfig, login: &LoginConfig) {
-        let mail = mx.listeners.iter().map(|l| (l.kind.key().to_owned(), &l.config));
-        let logins = login.listeners.iter().map(|LoginListener { protocol, listener, .. }| {
-            (format!("login.{protocol}"), listener)
-        });
-        let mut seen = Vec::new();
-        for (key, listener) in mail.chain(logins) {
-            for bind in &listener.binds {
-                if seen.contains(&bind) && bind.port() != 0 {
-                    let message = format!("another listener has {bind} already");
-                    self.problems.note(&format!("{key}.listen"), message);
-                }
-                seen.push(bind);
-            }
-        }
     }
 
     fn log(&mut self, log: raw::Log) -> LogConfig {

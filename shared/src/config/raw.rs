@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -249,6 +249,10 @@ pub(super) struct Mx {
     pub(super) smtp: Listener,
     pub(super) lmtp: Listener,
     pub(super) trusted_networks: Vec<IpNet>,
+    pub(super) internal: Internal,
+    pub(super) lookup: Lookup,
+    pub(super) limits: Limits,
+    pub(super) tls_fallback: bool,
     pub(super) max_message_size: ByteSize,
     pub(super) memory_per_message: ByteSize,
     pub(super) max_recipients: usize,
@@ -296,6 +300,10 @@ impl Default for Mx {
             smtp: Listener::default(),
             lmtp: Listener::default(),
             trusted_networks: Vec::new(),
+            internal: Internal::default(),
+            lookup: Lookup::default(),
+            limits: Limits::default(),
+            tls_fallback: false,
             max_message_size: ByteSize::mib(50),
             memory_per_message: ByteSize::kib(256),
             max_recipients: 1000,
@@ -425,6 +433,95 @@ impl Default for Login {
             trusted_networks: Vec::new(),
         }
     }
+}
+
+/// The internal listener: a listener's keys, and its own.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Internal {
+    pub(super) listen: Vec<String>,
+    pub(super) tls: ListenerTls,
+    pub(super) trusted_networks: Vec<IpNet>,
+    pub(super) outbound: String,
+    pub(super) max_connections: usize,
+    pub(super) max_per_address: usize,
+}
+
+impl Default for Internal {
+    fn default() -> Self {
+        let Listener { max_connections, max_per_address, .. } = Listener::default();
+        Self {
+            listen: Vec::new(),
+            tls: ListenerTls::StartTls,
+            trusted_networks: loopback(),
+            outbound: String::new(),
+            max_connections,
+            max_per_address,
+        }
+    }
+}
+
+/// What one address may do on the public listener.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) connections_per_minute: u32,
+    pub(super) messages_per_minute: u32,
+    pub(super) refused_recipients: u32,
+    #[serde(with = "humantime_serde")]
+    pub(super) refused_window: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) greet_delay: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) session_time: Duration,
+    pub(super) dnsbl: Vec<String>,
+    pub(super) exempt_networks: Vec<IpNet>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_per_minute: 1200,
+            messages_per_minute: 6000,
+            refused_recipients: 100,
+            refused_window: Duration::from_mins(10),
+            greet_delay: Duration::ZERO,
+            session_time: Duration::from_hours(2),
+            dnsbl: Vec::new(),
+            exempt_networks: loopback(),
+        }
+    }
+}
+
+/// Where mail servers ask for addresses.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Lookup {
+    pub(super) listen: Vec<String>,
+    pub(super) socket: PathBuf,
+    pub(super) tcp_table: BTreeMap<String, String>,
+    pub(super) trusted_networks: Vec<IpNet>,
+    pub(super) next_hop: String,
+}
+
+impl Default for Lookup {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            socket: PathBuf::new(),
+            tcp_table: BTreeMap::new(),
+            trusted_networks: loopback(),
+            next_hop: String::new(),
+        }
+    }
+}
+
+/// This host alone.
+fn loopback() -> Vec<IpNet> {
+    let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    // All of 127.0.0.0/8 is this host.
+    let length = |address: IpAddr| if address.is_ipv4() { 8 } else { 128 };
+    addresses.iter().filter_map(|a| IpNet::new(*a, length(*a)).ok()).map(|n| n.trunc()).collect()
 }
 
 /// What is advertised before login. An empty list is "what all backends have".
@@ -593,6 +690,9 @@ mod tests {
             "mx.lmtp",
             "mx.authentication",
             "mx.authentication.arc_seal",
+            "mx.internal",
+            "mx.lookup",
+            "mx.limits",
             "login",
             "login.imap",
             "login.imaps",

@@ -14,6 +14,7 @@ impl Config {
             ("ownership.listen_url", ownership.listen_url != new.ownership.listen_url),
             ("ownership.max_staleness", ownership.max_staleness != new.ownership.max_staleness),
             ("ownership.poll_interval", ownership.poll_interval != new.ownership.poll_interval),
+            ("mx.lookup.socket", self.mx.lookup.socket != new.mx.lookup.socket),
             ("tls.self_signed", self.tls.self_signed != new.tls.self_signed),
             ("log.format", self.log.format != new.log.format),
         ];
@@ -37,10 +38,16 @@ impl Config {
         keys
     }
 
-    fn listeners(&self) -> Vec<(&str, &ListenerConfig)> {
-        let mail = self.mx.listeners.iter().map(|mx| (mx.kind.key(), &mx.config));
-        let logins = self.login.listeners.iter().map(|login| (&*login.key, &login.listener));
-        mail.chain(logins).collect()
+    fn listeners(&self) -> Vec<(Box<str>, &ListenerConfig)> {
+        let mail = self.mx.listeners.iter().map(|mx| (mx.kind.key().into(), &mx.config));
+        let lookup = &self.mx.lookup;
+        let maps = lookup.socketmap.iter().map(|listener| ("mx.lookup".into(), listener));
+        let tables = lookup
+            .tcp_tables
+            .iter()
+            .map(|(backend, listener)| (format!("mx.lookup.tcp_table.{backend}").into(), listener));
+        let logins = self.login.listeners.iter().map(|login| (login.key.clone(), &login.listener));
+        mail.chain(maps).chain(tables).chain(logins).collect()
     }
 }
 

@@ -151,6 +151,7 @@ impl Feed {
     /// Takes a snapshot for the copy and goes on from it.
     fn install(&mut self, snapshot: Snapshot) {
         let Snapshot { tables, cursor } = snapshot;
+        self.ownership.set_database(&cursor.database);
         self.ownership.replace(tables, cursor.epoch);
         self.cursor = cursor;
         self.reported = None;

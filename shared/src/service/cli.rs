@@ -53,7 +53,7 @@ pub async fn main<P: Program>(
         take_over: arguments.get_flag("take-over"),
         log: Arc::clone(&log),
     };
-    match run::<P>(start).await {
+    match Box::pin(run::<P>(start)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "{} cannot run", P::NAME);

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncBufReadExt;
 
-use super::{Message, Stream, Transaction};
+use super::{HOP, Message, Stream, Transaction, is_ours};
 
 /// Octets of a message that are kept to look at; beyond that it is counted and hashed only.
 const KEPT: usize = 1024 * 1024;
@@ -46,10 +46,11 @@ impl Reading {
     pub(super) fn line(&mut self, content: &[u8]) {
         let message = &mut self.message;
         message.octets += content.len() as u64;
-        self.in_first_field &= message.content.is_empty() || content.starts_with(b"\t");
+        self.in_first_field &= message.content.is_empty() || is_ours(content);
         if !self.in_first_field {
             self.digest.update(content);
         }
+        self.in_first_field &= !content.starts_with(HOP);
         if message.content.len() < KEPT {
             message.content.extend_from_slice(content);
         }

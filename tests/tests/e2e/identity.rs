@@ -50,6 +50,7 @@ async fn postfix_as_an_old_server_sees_the_sender_and_delivers() {
         delivery: Delivery::Lmtp(lab.old.lmtp()),
         wants_names: false,
         sasl: None,
+        ..postfix::Options::default()
     })
     .await
     .unwrap();
@@ -90,6 +91,7 @@ async fn postfix_never_refuses_a_client_for_good_whose_name_we_did_not_look_up()
         delivery: Delivery::Maildirs,
         wants_names: true,
         sasl: None,
+        ..postfix::Options::default()
     })
     .await
     .unwrap();

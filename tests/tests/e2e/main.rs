@@ -11,6 +11,7 @@ mod outage;
 mod refusal;
 mod sqlite;
 mod starting;
+mod trap;
 
 use tests::lab::ACCOUNTS;
 

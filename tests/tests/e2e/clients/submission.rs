@@ -145,6 +145,7 @@ async fn a_postfix_with_dovecots_authentication_takes_a_moved_accounts_mail() {
         delivery: Delivery::Lmtp(provider.lab.new.lmtp()),
         wants_names: false,
         sasl: Some(provider.lab.new.sasl()),
+        ..postfix::Options::default()
     })
     .await
     .unwrap();
