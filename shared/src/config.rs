@@ -767,6 +767,49 @@ pin_sha256 = ["PIN"]"#;
     }
 
     #[test]
+    fn the_internal_listener_and_the_look_ups_lead_somewhere_and_to_somebody() {
+        let with = |keys: &str| GOOD.replace("[mx]\n", &format!("[mx]\n{keys}\n"));
+        let good = with(
+            "internal = { listen = [\":2526\"], outbound = \"old\" }\n\
+             lookup = { listen = [\":2527\"], tcp_table = { old = \":2528\" } }",
+        );
+        let config = Config::parse(Path::new("mailshift.toml"), &good).unwrap();
+        let internal = config.mx.listener(MxKind::Internal).unwrap();
+        assert_eq!(internal.binds, [Bind::Port(2526)]);
+        assert_eq!(&*config.mx.lookup.next_hop, "smtp:[mx.example.org]:2526");
+        let local: IpAddr = "127.9.9.9".parse().unwrap();
+        let trusts = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&local));
+        assert!(trusts(&config.mx.internal.trusted_networks), "this host, if nothing is said");
+        assert!(trusts(&config.mx.lookup.trusted_networks));
+        for (keys, expected) in [
+            (
+                "internal = { listen = [\":2526\"], trusted_networks = [] }",
+                "mx.internal.trusted_networks: names no network",
+            ),
+            ("internal = { outbound = \"nwe\" }", "there is no [backends.nwe.mail]"),
+            ("lookup = { listen = [\":2527\"] }", "mx.lookup.next_hop: is where mail servers"),
+            (
+                "lookup = { socket = \"lookup\", next_hop = \"smtp:x\" }",
+                "mx.lookup.socket: needs an absolute path",
+            ),
+            (
+                "lookup = { listen = [\":2527\"], next_hop = \"gateway\" }",
+                "mx.lookup.next_hop: is a transport",
+            ),
+            (
+                "lookup = { tcp_table = { odl = \":2528\" }, next_hop = \"smtp:x\" }",
+                "mx.lookup.tcp_table.odl: is no backend",
+            ),
+            ("internal = { listen = [\":25\"] }", "another listener has :25 already"),
+            ("limits = { dnsbl = [\"a b\"] }", "mx.limits.dnsbl: \"a b\": bad domain"),
+            ("limits = { greet_delay = \"1m\" }", "mx.limits.greet_delay: must be at most 30s"),
+        ] {
+            let found = problems(&with(keys));
+            assert!(found.len() == 1 && found[0].contains(expected), "{keys}: {found:?}");
+        }
+    }
+
+    #[test]
     fn no_certificate_is_a_refusal_to_start() {
         let found = problems(&GOOD.replace("self_signed = true", ""));
         assert!(found[0].contains("mx.smtp: needs a certificate"), "{found:?}");

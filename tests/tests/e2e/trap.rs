@@ -11,7 +11,7 @@ use tests::node::{self, Node};
 use tests::patience::until;
 use tests::ports;
 use tests::postfix::{self, Delivery, Postfix};
-use tests::recipe::{self, DOVECOT_POSTFIX};
+use tests::recipe::{self, CYRUS, DOVECOT_POSTFIX};
 use tests::smtp::{self, message};
 use tests::table::Engine;
 
@@ -162,6 +162,17 @@ async fn mail_to_a_held_account_arrives_at_its_owner_after_the_hold(by: By) {
     trap.old.flush().unwrap();
     trap.arrives(ANN, (0, 1)).await;
     trap.node.stop().unwrap();
+}
+
+/// So what is run of the one recipe is run of the other.
+#[test]
+fn a_postfix_in_front_of_cyrus_is_told_nothing_else() {
+    for label in ["main.cf", "main.cf socketmap"] {
+        let told = recipe::blocks(DOVECOT_POSTFIX, label).unwrap();
+        for line in recipe::blocks(CYRUS, label).unwrap().lines().filter(|line| !line.is_empty()) {
+            assert!(told.lines().any(|known| known == line), "{label}: {line}");
+        }
+    }
 }
 
 #[tokio::test]
