@@ -99,7 +99,10 @@ mod tests {
     use crate::config::{Config, EnforcementMode};
 
     fn parse(section: &str) -> Result<Config, String> {
-        let base = "[ownership]\nurl = \"sqlite:/tmp/o.db\"\n[mx]\nhostname = \"mx.example.org\"\n";
+        let base = "[ownership]\nurl = \"sqlite:/tmp/o.db\"\n\
+                    [backends.old.mail]\nhost = \"127.0.0.1\"\n\
+                    [backends.old.imap]\nhost = \"127.0.0.1\"\n\
+                    [mx]\nhostname = \"mx.example.org\"\n";
         let text = format!("{base}[mx.authentication]\n{section}");
         Config::parse(Path::new("mailshift.toml"), &text).map_err(|error| error.to_string())
     }
