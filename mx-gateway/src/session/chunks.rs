@@ -73,7 +73,7 @@ impl Session {
                     return self.fail(chunks.named, chunk, too_large(), out);
                 }
                 if chunk.octets == 0 && !chunk.last && self.is_tired() {
-                    return self.hang_up(out);
+                    return Some(self.hang_up(out));
                 }
                 chunks.under_way = Some((chunk, chunk.octets));
                 self.state = State::Chunks(chunks);
@@ -95,7 +95,7 @@ impl Session {
             State::Failed(named) => {
                 // More of a pipelined message: not the client's mistake, unless it never ends.
                 if self.is_tired() {
-                    return self.hang_up(out);
+                    return Some(self.hang_up(out));
                 }
                 let refusal = Reply::new(503, (5, 1), "A chunk was refused, say RSET first");
                 let times = self.times(named, chunk);
@@ -137,9 +137,9 @@ impl Session {
         None
     }
 
-    fn hang_up(&mut self, out: &mut Output) -> Option<Step<Event>> {
+    fn hang_up(&mut self, out: &mut Output) -> Step<Event> {
         self.bid_farewell(&Reply::new(421, (7, 0), "Too many commands without a message"), out);
-        Some(Step::Close)
+        Step::Close
     }
 
     /// How often the answer to a chunk is said: the last one's is the message's.

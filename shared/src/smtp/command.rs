@@ -213,7 +213,7 @@ fn helo(argument: &str) -> Result<Box<str>, Reply> {
 
 fn chunk(argument: &str) -> Result<Chunk, Reply> {
     let mut words = argument.split(' ').filter(|word| !word.is_empty());
-    let octets = words.next().and_then(|word| parameters::octets(word));
+    let octets = words.next().and_then(parameters::octets);
     let last = match words.next() {
         None => Some(false),
         Some(word) => word.eq_ignore_ascii_case("LAST").then_some(true),

@@ -37,7 +37,8 @@ struct Played {
 pub(super) fn smtp_session(octets: &[u8]) {
     let cut = Cut::read(octets);
     let whole = play(&cut, |turn| vec![turn]);
-    let pieces = play(&cut, |turn| cut.pieces(turn));
+    // A turn without octets is one, too: there may be an answer before it.
+    let pieces = play(&cut, |turn| if turn.is_empty() { vec![turn] } else { cut.pieces(turn) });
     if whole.hasty || pieces.hasty {
         return;
     }

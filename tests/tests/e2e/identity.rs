@@ -108,9 +108,7 @@ async fn postfix_logs_the_client_of_each_message_by_xforward_and_judges_us() {
     let postfix = Postfix::start(postfix::Options {
         domain: "example.org".to_owned(),
         recipients: ACCOUNTS.map(str::to_owned).to_vec(),
-        delivery: Delivery::Maildirs,
-        wants_names: false,
-        sasl: None,
+        ..postfix::Options::default()
     })
     .await
     .unwrap();

@@ -8,7 +8,8 @@ fn terms() -> Terms {
 
 /// What is said to this behind an envelope for these recipients.
 fn behind(to: &[&str], turns: &str) -> String {
-    let rcpts: String = to.iter().map(|to| format!("RCPT TO:<{to}@example.org>\r\n")).collect();
+    let rcpt = |to: &&str| format!("RCPT TO:<{to}@example.org>\r\n");
+    let rcpts: String = to.iter().map(rcpt).collect();
     let said = converse_on(&terms(), &[&format!("EHLO c\r\nMAIL FROM:<>\r\n{rcpts}{turns}")]);
     let (_, behind) = said.split_once("250 2.1.0 <> ok\r\n").unwrap();
     behind.lines().skip(to.len()).collect::<Vec<_>>().join("|")
