@@ -6,6 +6,7 @@
 //! 250 before the owners' own, a verdict that counts after the row it came by has changed, an owner that no
 //! row named.
 
+pub mod admin;
 pub mod app;
 pub mod body;
 pub mod delivery;

@@ -257,8 +257,7 @@ impl Conversation<'_> {
         let from = transaction.mail().from.clone();
         let introduction = self.introduction();
         let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
-        let verdicts =
-            transaction.deliver(self.cx, &introduction, &header, message, &record).await;
+        let verdicts = transaction.deliver(self.cx, &introduction, &header, message, &record).await;
         outcome::reply(&verdicts, &id)
     }
 
