@@ -68,6 +68,8 @@ needs_of_servers() {
     need postfix postfix '/usr/lib/postfix/sbin/smtpd /usr/libexec/postfix/smtpd'
     need openssl openssl
     need fail2ban fail2ban-regex
+    # What administrators have made of Postfix' log.
+    need pflogsumm pflogsumm
 }
 
 # Mail programs as people use them.

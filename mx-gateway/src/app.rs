@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use crate::body::Memory;
 use crate::delivery::Pool;
+use crate::mail_log::MailLog;
 use crate::serve::{Context, serve};
 
 /// Octets that all messages being received may keep in memory together.
@@ -29,6 +30,7 @@ pub struct Gateway {
     lifecycle: Lifecycle,
     memory: Arc<Memory>,
     temporary: PathBuf,
+    mail_log: ArcSwap<MailLog>,
     bound: Vec<Bound>,
 }
 
@@ -59,6 +61,7 @@ impl Program for Gateway {
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
             temporary,
+            mail_log: ArcSwap::from_pointee(mail_log(&config)),
             bound: Vec::new(),
         };
         let pool = gateway.pool();
@@ -87,6 +90,9 @@ impl Program for Gateway {
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
         // Connections that are kept lead where owners were before.
         let pool = self.pool();
+        if !self.mail_log.load().goes_on_as(config.mx.mail_log.as_ref()) {
+            self.mail_log.store(Arc::new(mail_log(config)));
+        }
         for Bound { configured, listener, context } in &self.bound {
             context.store(self.context(service, config, configured, &pool));
             if let Some(changed) = config.mx.listeners.first() {
@@ -131,8 +137,13 @@ impl Gateway {
             pool: Arc::clone(pool),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
+            mail_log: self.mail_log.load_full(),
         })
     }
+}
+
+fn mail_log(config: &Config) -> MailLog {
+    MailLog::start(config.mx.mail_log.as_ref(), config.mx.hostname.as_str())
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

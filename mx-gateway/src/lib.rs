@@ -10,6 +10,7 @@ pub mod admin;
 pub mod app;
 pub mod body;
 pub mod delivery;
+pub mod mail_log;
 pub mod outcome;
 pub mod received;
 pub mod recipient;

@@ -1,5 +1,5 @@
-//! The trace header that is put before a message, and the loop that too many of them show
-//! (RFC 5321 §4.4, §6.3).
+//! The trace header that is put before a message, the loop that too many of them show (RFC 5321 §4.4, §6.3),
+//! and what else is read in a header on its way.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -76,17 +76,25 @@ fn tame_atoms(text: &str) -> String {
     text.chars().map(|c| if is_tame(c) { c } else { '?' }).collect()
 }
 
-/// Counts Received headers while a message is received.
+/// Reads a message's header while it is received: how many Received fields there are, and its Message-ID.
 #[derive(Debug, Default)]
 pub struct Loops {
     received: usize,
     /// The first octets of the line at hand, lower case, as far as they count.
     line: Vec<u8>,
+    /// The first Message-ID's value so far, folding included.
+    message_id: Option<Vec<u8>>,
+    /// The line at hand goes on with it.
+    in_message_id: bool,
     past_header: bool,
 }
 
-/// What a Received header begins with.
-const NAME: &[u8] = b"received:";
+/// What a Received field begins with.
+const RECEIVED: &[u8] = b"received:";
+/// What a Message-ID begins with (RFC 5322 §3.6.4).
+const MESSAGE_ID: &[u8] = b"message-id:";
+/// Most octets of a Message-ID that are kept.
+const MAX_MESSAGE_ID: usize = 500;
 
 impl Loops {
     /// Looks at more of the message.
@@ -94,20 +102,48 @@ impl Loops {
         let mut rest = octets;
         while !self.past_header && !rest.is_empty() {
             let end = memchr::memchr(b'\n', rest);
-            let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
-            let room = NAME.len().saturating_sub(self.line.len());
-            self.line.extend(line.iter().take(room).map(u8::to_ascii_lowercase));
+            self.look_at_line(rest.get(..end.unwrap_or(rest.len())).unwrap_or_default());
             let Some(end) = end else { return };
             self.past_header = matches!(self.line.as_slice(), b"" | b"\r");
-            self.received = self.received.saturating_add(usize::from(self.line == NAME));
+            let is_received = self.line.starts_with(RECEIVED);
+            self.received = self.received.saturating_add(usize::from(is_received));
             self.line.clear();
             rest = rest.get(end.saturating_add(1)..).unwrap_or_default();
         }
     }
 
+    /// Looks at more of a line.
+    fn look_at_line(&mut self, octets: &[u8]) {
+        if self.line.is_empty() && !matches!(octets.first(), Some(b' ' | b'\t') | None) {
+            self.in_message_id = false;
+        }
+        let room = MESSAGE_ID.len().saturating_sub(self.line.len()).min(octets.len());
+        let (name, value) = octets.split_at(room);
+        self.line.extend(name.iter().map(u8::to_ascii_lowercase));
+        if self.in_message_id {
+            self.keep(octets);
+        } else if self.message_id.is_none() && room > 0 && self.line == MESSAGE_ID {
+            self.in_message_id = true;
+            self.keep(value);
+        }
+    }
+
+    fn keep(&mut self, octets: &[u8]) {
+        let kept = self.message_id.get_or_insert_default();
+        let room = MAX_MESSAGE_ID.saturating_sub(kept.len());
+        kept.extend(octets.iter().take(room));
+    }
+
     /// Received headers seen.
     pub fn received(&self) -> usize {
         self.received
+    }
+
+    /// The Message-ID as it stands there, brackets included.
+    pub fn message_id(&self) -> Option<String> {
+        let kept = String::from_utf8_lossy(self.message_id.as_deref()?);
+        let text: String = kept.chars().filter(|c| !c.is_ascii_control()).collect();
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 }
 
@@ -188,5 +224,33 @@ mod tests {
             loops.look(&message[cut..]);
             assert_eq!(loops.received(), 2, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn the_first_message_id_is_found_in_the_header_only_folded_or_not_and_however_it_is_cut() {
+        for (message, expected) in [
+            ("Subject: x\r\nMessage-ID: <a@b>\r\nMessage-Id: <c@d>\r\n\r\n", Some("<a@b>")),
+            ("MESSAGE-ID:\r\n\t<a@b>\r\nX: y\r\n\r\n", Some("<a@b>")),
+            ("Message-Id: <a@b>\r\n \r\n x\r\nTo: y\r\n\r\n", Some("<a@b>  x")),
+            ("X-Message-ID: <a@b>\r\n Message-ID: <c@d>\r\n\r\nMessage-ID: <e@f>\r\n", None),
+            ("Message-ID: \r\n\r\n", None),
+        ] {
+            for cut in 0..message.len() {
+                let mut loops = Loops::default();
+                loops.look(&message.as_bytes()[..cut]);
+                loops.look(&message.as_bytes()[cut..]);
+                assert_eq!(loops.message_id().as_deref(), expected, "{message:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_id_without_end_is_kept_to_its_limit() {
+        let mut loops = Loops::default();
+        loops.look(b"Message-ID: <");
+        for _ in 0..1000 {
+            loops.look(&[b'x'; 100]);
+        }
+        assert_eq!(loops.message_id().unwrap().len(), MAX_MESSAGE_ID - 1);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::address::Address;
+use shared::backend::MailProtocol;
 use shared::config::MxConfig;
 use shared::lifecycle::Lifecycle;
 use shared::listener::Accepted;
@@ -21,6 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::body::{Body, Fault, Limits, Memory, Message};
 use crate::delivery::{Introduction, Pool};
+use crate::mail_log::{Client, Delays, MailLog, Named, Relay, Status, Tally};
 use crate::outcome::{self, Verdict};
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Session, Terms};
@@ -53,12 +55,15 @@ pub struct Context {
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.
     pub temporary: PathBuf,
+    /// The log in Postfix' words.
+    pub mail_log: Arc<MailLog>,
 }
 
 /// A message that is being received.
 struct Incoming {
     body: Body,
     loops: Loops,
+    began: Instant,
 }
 
 /// One client, from its greeting to its end.
@@ -69,6 +74,9 @@ struct Conversation<'a> {
     session: Session,
     transaction: Option<Transaction>,
     incoming: Option<Incoming>,
+    /// What the log in Postfix' words calls the client, and what it is to know at the end.
+    client: Client,
+    tally: &'a mut Tally,
 }
 
 impl Context {
@@ -91,7 +99,10 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let early = !cx.implicit_tls && has_spoken(&accepted.socket);
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
-    match converse(&cx, &id, wire, early).await {
+    let (seen, mut tally) = (cx.mail_log.connected(client.ip()), Tally::default());
+    let ended = converse(&cx, &id, wire, early, (seen, &mut tally)).await;
+    cx.mail_log.disconnected(&seen, &tally);
+    match ended {
         Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
@@ -105,7 +116,13 @@ fn has_spoken(socket: &TcpStream) -> bool {
     SockRef::from(socket).peek(&mut octet).is_ok_and(|count| count > 0)
 }
 
-async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result<(), WireError> {
+async fn converse(
+    cx: &Context,
+    id: &str,
+    mut wire: Wire,
+    early: bool,
+    (client, tally): (Client, &mut Tally),
+) -> Result<(), WireError> {
     if let Some(tls) = &cx.tls {
         if cx.implicit_tls {
             wire.accept_tls(Arc::clone(tls)).await?;
@@ -120,9 +137,18 @@ async fn converse(cx: &Context, id: &str, mut wire: Wire, early: bool) -> Result
     };
     let mut session = Session::new(terms, wire.is_secured());
     session.greet(early, &mut wire.output);
-    let mut conversation =
-        Conversation { cx, id: id.to_owned(), wire, session, transaction: None, incoming: None };
+    let mut conversation = Conversation {
+        cx,
+        id: id.to_owned(),
+        wire,
+        session,
+        transaction: None,
+        incoming: None,
+        client,
+        tally,
+    };
     let ended = conversation.run().await;
+    conversation.count_introductions();
     if let Some(transaction) = conversation.transaction.take() {
         transaction.abandon(cx).await;
     }
@@ -136,19 +162,26 @@ impl Conversation<'_> {
             let reply = match event {
                 Event::Mail(mail) => {
                     self.transaction = Some(Transaction::new(mail));
+                    self.tally.mail.add(true);
                     Reply::new(250, (1, 0), "Sender ok")
                 }
                 Event::Rcpt(path) => {
                     // An owner may take its time; what is answered already must not wait for it.
                     self.wire.flush().await?;
-                    self.rcpt(path).await
+                    let reply = self.rcpt(path).await;
+                    self.tally.rcpt.answered(&reply);
+                    reply
                 }
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
                     self.keep(octets).await;
                     continue;
                 }
-                Event::EndOfData { flawed } => self.end_of_data(flawed).await,
+                Event::EndOfData { flawed } => {
+                    let reply = self.end_of_data(flawed).await;
+                    self.tally.data.answered(&reply);
+                    reply
+                }
                 Event::Reset => {
                     if let Some(transaction) = self.transaction.take() {
                         let flushed = self.wire.flush().await;
@@ -223,7 +256,8 @@ impl Conversation<'_> {
             directory: self.cx.temporary.clone(),
         };
         self.wire.deadlines.until = Instant::now().checked_add(LONGEST_DATA);
-        self.incoming = Some(Incoming { body: Body::new(limits), loops: Loops::default() });
+        let (body, loops) = (Body::new(limits), Loops::default());
+        self.incoming = Some(Incoming { body, loops, began: Instant::now() });
         Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
     }
 
@@ -233,31 +267,53 @@ impl Conversation<'_> {
         else {
             return Reply::new(503, (5, 1), "Say MAIL first");
         };
-        let refusal = match (flawed, incoming.body.finish()) {
+        let Incoming { body, loops, began } = incoming;
+        let refusal = match (flawed, body.finish()) {
             (true, _) => Reply::new(550, (6, 0), "Lone CR, or LF before a dot, in the message"),
             (false, Err(Fault::TooLarge)) => Reply::new(552, (3, 4), "Message too large"),
             (false, Err(Fault::Storage)) => Reply::new(452, (3, 1), "Cannot keep the message now"),
-            (false, Ok(_)) if incoming.loops.received() > self.cx.rules.max_received => {
+            (false, Ok(_)) if loops.received() > self.cx.rules.max_received => {
                 Reply::new(554, (4, 6), "Too many hops, the message loops")
             }
-            (false, Ok(message)) => return self.deliver(transaction, &message).await,
+            (false, Ok(message)) => {
+                return self.deliver(transaction, &message, &loops, began.elapsed()).await;
+            }
         };
         let (client, from) = (self.wire.peer(), &transaction.mail().from);
         tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
+        self.cx.mail_log.rejected(
+            &self.client,
+            &self.named("END-OF-MESSAGE", from, None),
+            &refusal,
+        );
         transaction.abandon(self.cx).await;
         refusal
     }
 
     /// Delivers and writes a line for each recipient. Goes on when the client has gone meanwhile: the
     /// owners may have the message already.
-    async fn deliver(&mut self, transaction: Transaction, message: &Message) -> Reply {
+    async fn deliver(
+        &mut self,
+        transaction: Transaction,
+        message: &Message,
+        loops: &Loops,
+        before: Duration,
+    ) -> Reply {
         let began = Instant::now();
         let id = uuid::Uuid::now_v7().simple().to_string();
         let header = self.trace(&transaction, message, &id);
         let from = transaction.mail().from.clone();
         let introduction = self.introduction();
-        let record = |one: &Delivered| self.record(&id, &from, one, message.octets(), began);
+        let (log, octets) = (&self.cx.mail_log, message.octets());
+        let (message_id, recipients) = (loops.message_id(), transaction.recipients());
+        log.received(&self.client, &id, message_id.as_deref(), &from, octets, recipients);
+        let record = |one: &Delivered| {
+            self.record(&id, &from, one, octets, began);
+            let delays = Delays { before, sending: began.elapsed(), ..Delays::default() };
+            log_attempt(log, &id, one, delays);
+        };
         let verdicts = transaction.deliver(self.cx, &introduction, &header, message, &record).await;
+        log.removed(&id);
         outcome::reply(&verdicts, &id)
     }
 
@@ -284,6 +340,8 @@ impl Conversation<'_> {
     fn record_refusal(&self, from: &ReversePath, answer: &Answer, began: Instant) {
         let (session, client) = (&self.id, self.wire.peer());
         let to = answer.to.as_ref().map(Address::to_string).unwrap_or_default();
+        let named = self.named("RCPT", from, answer.to.as_ref().map(|_| &*to));
+        self.cx.mail_log.rejected(&self.client, &named, &answer.reply);
         let (account, owner, epoch) = place(answer.owner.as_ref());
         let (code, reply) = (answer.reply.code(), &answer.reply);
         let ms = began.elapsed().as_millis();
@@ -325,6 +383,30 @@ impl Conversation<'_> {
         }
     }
 
+    /// What was refused, for the log in Postfix' words.
+    fn named<'b>(
+        &'b self,
+        command: &'b str,
+        from: &'b ReversePath,
+        to: Option<&'b str>,
+    ) -> Named<'b> {
+        let helo = self.session.helo();
+        let protocol = if helo.is_some_and(|helo| helo.extended) { "ESMTP" } else { "SMTP" };
+        Named { command, from, to, protocol, helo: helo.map_or("", |helo| &helo.name) }
+    }
+
+    /// How the client introduced itself, as far as that is known at the end.
+    fn count_introductions(&mut self) {
+        match self.session.helo() {
+            Some(helo) if helo.extended => self.tally.ehlo.add(true),
+            Some(_) => self.tally.helo.add(true),
+            None => {}
+        }
+        if self.wire.is_secured() && !self.cx.implicit_tls {
+            self.tally.starttls.add(true);
+        }
+    }
+
     fn introduction(&self) -> Introduction {
         let helo = self.session.helo();
         Introduction {
@@ -335,6 +417,27 @@ impl Conversation<'_> {
             extended: helo.is_some_and(|helo| helo.extended),
         }
     }
+}
+
+/// What became of a recipient, in Postfix' words.
+fn log_attempt(log: &MailLog, id: &str, one: &Delivered, delays: Delays) {
+    let backend = one.owner.as_ref().map(|owner| &owner.backend);
+    let relay = backend.map(|backend| Relay {
+        daemon: match backend.mail.as_ref().map(|mail| mail.protocol) {
+            Some(MailProtocol::Lmtp) => "lmtp",
+            Some(MailProtocol::Smtp) | None => "smtp",
+        },
+        name: backend.name.as_str(),
+        address: None,
+    });
+    let taken = Reply::new(250, (0, 0), "Ok");
+    let status = match &one.verdict {
+        Verdict::Accepted => Status::Sent(&taken),
+        Verdict::Refused(reply) if reply.class() == Class::Permanent => Status::Bounced(reply),
+        Verdict::Refused(reply) => Status::Deferred(reply),
+        Verdict::Unfinished => Status::Unanswered(one.why.as_deref().unwrap_or("no verdict")),
+    };
+    log.attempted(id, &one.to, relay.as_ref(), &delays, &status);
 }
 
 /// Account, owner and epoch as the log has them.

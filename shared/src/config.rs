@@ -127,6 +127,17 @@ pub struct MxConfig {
     pub delivery_timeout: Duration,
     /// Received headers after which a message is taken to loop (RFC 5321 §6.3).
     pub max_received: usize,
+    /// A second log in the words of Postfix.
+    pub mail_log: Option<MailLogConfig>,
+}
+
+/// A log in the words of Postfix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MailLogConfig {
+    /// Its file.
+    pub file: PathBuf,
+    /// What its lines call us, where Postfix has `syslog_name`.
+    pub name: Box<str>,
 }
 
 /// The login proxy.

@@ -17,6 +17,7 @@ pub mod name;
 pub mod registry;
 pub mod routing;
 pub mod schema;
+pub mod spool;
 pub mod store;
 pub mod table;
 pub mod unknown;
@@ -34,6 +35,7 @@ pub use routing::{RoutingDomains, RoutingError};
 use crate::backend::{Backend, BackendName, Backends};
 use map::Answer;
 use registry::Registry;
+use spool::SpoolSize;
 use unknown::{Outcome, UnknownNames};
 
 /// The version of a row: the number of the change that made it. 0 for "no row".
@@ -50,6 +52,7 @@ pub struct Ownership {
     registry: Arc<Registry>,
     backends: ArcSwap<Backends>,
     unknown: UnknownNames,
+    spool: SpoolSize,
 }
 
 /// Where an account is served, as one look-up found it.
@@ -134,6 +137,7 @@ impl Ownership {
             registry: Arc::new(Registry::default()),
             backends: ArcSwap::from_pointee(backends),
             unknown: UnknownNames::default(),
+            spool: SpoolSize::default(),
         })
     }
 
@@ -241,6 +245,11 @@ impl Ownership {
     /// Names without a row that were asked for.
     pub fn unknown(&self) -> &UnknownNames {
         &self.unknown
+    }
+
+    /// How much mail this process keeps on its own disk.
+    pub fn spool(&self) -> &SpoolSize {
+        &self.spool
     }
 
     /// Applies changes in their order: the map first, then the marks. So work that enters at any moment

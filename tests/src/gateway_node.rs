@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use mx_gateway::body::Memory;
 use mx_gateway::delivery::Pool;
+use mx_gateway::mail_log::MailLog;
 use mx_gateway::serve::{Context, serve};
 use shared::address::Domain;
 use shared::backend::Backend;
@@ -51,6 +52,7 @@ impl Default for Settings {
                 data_timeout: PATIENCE,
                 delivery_timeout: PATIENCE,
                 max_received: 100,
+                mail_log: None,
             },
             tls: None,
             implicit_tls: false,
@@ -102,6 +104,7 @@ impl GatewayNode {
             max_per_address: 1000,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
+        let mail_log = MailLog::start(rules.mail_log.as_ref(), rules.hostname.as_str());
         let cx = Arc::new(Context {
             ownership: Arc::clone(&table.ownership),
             lifecycle: lifecycle.clone(),
@@ -112,6 +115,7 @@ impl GatewayNode {
             pool: Arc::new(Pool::default()),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
+            mail_log: Arc::new(mail_log),
         });
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)

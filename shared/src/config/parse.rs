@@ -5,7 +5,7 @@ mod login;
 mod names;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, Deserializer};
 
@@ -13,7 +13,7 @@ use self::backends::Listening;
 use super::problem::{ConfigError, Problems, remove_at};
 use super::{
     Bind, CertificateFiles, Config, ListenerConfig, ListenerTls, LogConfig, LogFormat, LoginConfig,
-    LoginListener, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
+    LoginListener, MailLogConfig, MxConfig, NodeConfig, OwnershipConfig, ProxyMode, TlsConfig, raw,
 };
 use crate::address::{Address, Domain};
 
@@ -192,7 +192,21 @@ impl Parser<'_, '_> {
             data_timeout: mx.data_timeout,
             delivery_timeout: mx.delivery_timeout,
             max_received: mx.max_received,
+            mail_log: self.mail_log(mx.mail_log, &mx.mail_log_name),
         }
+    }
+
+    fn mail_log(&mut self, file: PathBuf, name: &str) -> Option<MailLogConfig> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        if name.is_empty() || !name.chars().all(is_plain) {
+            let message = "must be a name of letters, digits, \"-\", \"_\", \".\" and \"/\"";
+            self.problems.note("mx.mail_log_name", message);
+        }
+        if !file.as_os_str().is_empty() && !file.is_absolute() {
+            self.problems.note("mx.mail_log", "must be an absolute path");
+        }
+        let name = name.into();
+        (!file.as_os_str().is_empty()).then_some(MailLogConfig { file, name })
     }
 
     fn listener(

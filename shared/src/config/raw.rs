@@ -250,6 +250,8 @@ pub(super) struct Mx {
     #[serde(with = "humantime_serde")]
     pub(super) delivery_timeout: Duration,
     pub(super) max_received: usize,
+    pub(super) mail_log: PathBuf,
+    pub(super) mail_log_name: String,
 }
 
 impl Default for Mx {
@@ -268,6 +270,8 @@ impl Default for Mx {
             // Below the ten minutes that senders wait after the dot (RFC 5321 §4.5.3.2.6).
             delivery_timeout: Duration::from_mins(4),
             max_received: 100,
+            mail_log: PathBuf::new(),
+            mail_log_name: "postfix".into(),
         }
     }
 }

@@ -8,6 +8,7 @@ mod faults;
 mod flips;
 mod health;
 mod identity;
+mod mail_log;
 mod outcomes;
 mod routing;
 mod tls;
