@@ -60,21 +60,16 @@ impl Host {
         (host, queue)
     }
 
-    fn command(&self, before: &[String]) -> Command {
-        let program = env!("CARGO_BIN_EXE_mailshift").to_owned();
-        let words: Vec<String> = before.iter().cloned().chain([program]).collect();
-        let mut command = Command::new(&words[0]);
-        command
-            .args(&words[1..])
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_mailshift"))
             .env("MAILSHIFT_CONFIG", self.place.join("mailshift.toml"))
             .env_remove("MAILSHIFT_URL")
             .env("USER", "tester")
-            .env_remove("SUDO_USER");
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(&[]).arg("queue").args(arguments).output().unwrap()
+            .env_remove("SUDO_USER")
+            .arg("queue")
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 
     fn says(&self, arguments: &[&str]) -> String {

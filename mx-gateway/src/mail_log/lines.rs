@@ -246,7 +246,7 @@ fn dsn(reply: &Reply, class: u16) -> String {
 fn sender(from: &ReversePath) -> String {
     match from {
         ReversePath::Null => String::new(),
-        ReversePath::Mailbox(mailbox) => bracketed(&mailbox.to_string()),
+        ReversePath::Mailbox(mailbox) => bracketed(mailbox.as_ref()),
     }
 }
 
