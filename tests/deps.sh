@@ -70,6 +70,8 @@ needs_of_servers() {
     need postfix-pgsql '/usr/lib/postfix/postfix-pgsql.so /usr/lib64/postfix/postfix-pgsql.so'
     need openssl openssl
     need fail2ban fail2ban-regex
+    # What administrators have made of Postfix' log.
+    need pflogsumm pflogsumm
 }
 
 # Mail programs as people use them.

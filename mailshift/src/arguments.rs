@@ -8,6 +8,7 @@ use humantime_serde::re::humantime;
 use shared::ownership::unknown;
 
 use crate::node::Node;
+use crate::queue::Queue;
 
 /// Moves mail accounts between servers without downtime.
 #[derive(Debug, Parser)]
@@ -32,6 +33,15 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    OnTable(OnTable),
+    /// The messages that the gateway keeps on this host. Only root and the gateway's own user may ask
+    Queue(Queue),
+}
+
+/// What is done on the ownership table.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OnTable {
     /// The table's schema
     #[command(subcommand)]
     Schema(Schema),
@@ -231,7 +241,7 @@ fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     }
 }
 
-impl Command {
+impl OnTable {
     /// The file it reads, which another user may not be able to open.
     pub(crate) fn input(&self) -> Option<&Path> {
         let file = match self {

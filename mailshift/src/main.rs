@@ -3,7 +3,7 @@
 //! `main` reads the arguments, opens the table, prints and exits; what a command does is in
 //! [`shared::ownership::table`], what it prints in [`print`], and how it runs beside SQLite files that
 //! belong to the services in [`owner`]. A mover's commands are in [`mover`], the flip without a hold in [`flip`],
-//! those about nodes in [`node`].
+//! those about nodes in [`node`], those about the gateway's messages in [`queue`].
 
 mod arguments;
 mod flip;
@@ -11,6 +11,7 @@ mod mover;
 mod node;
 mod owner;
 mod print;
+mod queue;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -18,7 +19,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use arguments::{Accounts, Arguments, Command, Names, Schema};
+use arguments::{Accounts, Arguments, Command, Names, OnTable, Schema};
 use clap::Parser;
 use mover::NotFenced;
 use shared::backend::BackendName;
@@ -41,12 +42,20 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
-    let Place { url, backends } = place(&arguments)?;
-    if let Some(file) = table::sqlite_file(&url) {
-        owner::become_owner(&file, &url, backends.as_deref(), arguments.command.input())?;
+    let Arguments { config, url, command } = arguments;
+    match command {
+        Command::OnTable(command) => on_table(place(&config, url)?, command, out).await,
+        Command::Queue(command) => queue::run(&config, command, out).await,
     }
-    match arguments.command {
-        Command::Schema(Schema::Apply { roles }) => {
+}
+
+async fn on_table(place: Place, command: OnTable, out: &mut impl Write) -> anyhow::Result<()> {
+    let Place { url, backends } = place;
+    if let Some(file) = table::sqlite_file(&url) {
+        owner::become_owner(&file, &url, backends.as_deref(), command.input())?;
+    }
+    match command {
+        OnTable::Schema(Schema::Apply { roles }) => {
             let table = Table::create(&url).await?;
             table.apply_schema().await?;
             if roles {
@@ -54,28 +63,28 @@ async fn run(arguments: Arguments, out: &mut impl Write) -> anyhow::Result<()> {
             }
             Ok(print::schema(out, &table.schema().await?)?)
         }
-        Command::Schema(Schema::Show) => {
+        OnTable::Schema(Schema::Show) => {
             let table = Table::open_unchecked(&url).await?;
             Ok(print::schema(out, &table.schema().await?)?)
         }
-        Command::Accounts(command) => {
+        OnTable::Accounts(command) => {
             let table = Table::open(&url).await?;
             accounts(&table, command, backends.as_deref(), out).await
         }
-        Command::Names(Names::Unknown { outcome, limit }) => {
+        OnTable::Names(Names::Unknown { outcome, limit }) => {
             let table = Table::open(&url).await?;
             let names = table.unknown_names(outcome.map(Into::into), limit).await?;
             Ok(print::unknown(out, &names)?)
         }
-        Command::Mover(command) => {
+        OnTable::Mover(command) => {
             let table = Table::open(&url).await?;
             mover::run(&table, command, backends.as_deref(), out).await
         }
-        Command::Node(command) => {
+        OnTable::Node(command) => {
             let table = Table::open(&url).await?;
             node::run(&table, command, out).await
         }
-        Command::Sql { statements } => match table::sqlite_file(&url) {
+        OnTable::Sql { statements } => match table::sqlite_file(&url) {
             Some(file) => owner::shell(&file, statements.as_deref()),
             None => bail!("the table is in Postgres, which needs no care of ours: use psql"),
         },
@@ -119,11 +128,11 @@ struct Place {
     backends: Option<Vec<BackendName>>,
 }
 
-fn place(arguments: &Arguments) -> anyhow::Result<Place> {
-    if let Some(url) = &arguments.url {
-        return Ok(Place { url: url.clone(), backends: owner::inherited_backends() });
+fn place(config: &Path, url: Option<String>) -> anyhow::Result<Place> {
+    if let Some(url) = url {
+        return Ok(Place { url, backends: owner::inherited_backends() });
     }
-    let config = Config::load(&arguments.config)?;
+    let config = Config::load(config)?;
     let backends = config.backends.iter().map(|backend| backend.name.clone()).collect();
     // A command wants a session of its own, which a pooler does not give it.
     let ownership = config.ownership;

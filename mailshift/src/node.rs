@@ -10,8 +10,8 @@ use crate::print;
 /// What can be typed behind `mailshift node`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// Lists every service of every node: its lease, how far it has read the table, and what still runs there
-    /// under older changes
+    /// Lists every service of every node: its lease, how far it has read the table, what still runs there
+    /// under older changes, and the mail on its disk
     List,
     /// Gives up a node that does not come back, once its lease is over: it counts as lapsed no longer, and no
     /// old changes are kept for it. A node that stops cleanly takes itself out of the table; one that comes
@@ -31,6 +31,9 @@ pub(crate) async fn run(table: &Table, command: Node, out: &mut impl Write) -> a
         Node::Forget { name, service } => {
             for line in table.forget(&name, service.as_deref()).await? {
                 writeln!(out, "{}/{} is forgotten", line.node, line.service)?;
+                if line.spooled > 0 {
+                    print::mail_left(out, &line)?;
+                }
             }
         }
     }

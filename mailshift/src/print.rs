@@ -175,10 +175,11 @@ pub(crate) fn node_list(out: &mut impl Write, nodes: &[NodeLine]) -> io::Result<
     let width = nodes.iter().map(|node| name(node).chars().count()).max().unwrap_or(0);
     for node in nodes {
         let until = seconds(&node.lease_until);
-        let lease = match (node.forgotten, node.lease_runs) {
-            (true, _) => "forgotten".to_owned(),
-            (false, true) => format!("lease until {until}"),
-            (false, false) => format!("lapsed since {until}"),
+        let lease = match (node.forgotten, node.lease_runs, &node.stopped_at) {
+            (true, _, _) => "forgotten".to_owned(),
+            (false, true, _) => format!("lease until {until}"),
+            (false, false, Some(stopped)) => format!("stopped since {}", seconds(stopped)),
+            (false, false, None) => format!("lapsed since {until}"),
         };
         let NodeLine { seen_epoch, newest_epoch, sessions, deliveries, in_doubt, .. } = node;
         let listen = if node.listen { "yes" } else { "no" };
@@ -190,9 +191,34 @@ pub(crate) fn node_list(out: &mut impl Write, nodes: &[NodeLine]) -> io::Result<
         if sessions + deliveries + in_doubt > 0 {
             write!(out, ", busy: {}", running(*sessions, *deliveries, *in_doubt))?;
         }
+        if node.spooled > 0 {
+            write!(out, ", spool: {}", spooled(node))?;
+        }
         writeln!(out)?;
     }
+    for node in nodes.iter().filter(|node| node.leaves_mail()) {
+        mail_left(out, node)?;
+    }
     Ok(())
+}
+
+/// Nobody delivers what is on the disk of a node that is gone.
+pub(crate) fn mail_left(out: &mut impl Write, node: &NodeLine) -> io::Result<()> {
+    let (name, service, spool) = (&node.node, &node.service, spooled(node));
+    writeln!(
+        out,
+        "{name}/{service} has left mail that nobody delivers ({spool}): start it again, or bring its state \
+         directory to another node and have that take it over: mailshift queue adopt DIRECTORY"
+    )
+}
+
+fn spooled(node: &NodeLine) -> String {
+    let oldest = node.spool_oldest.as_deref().map(seconds);
+    let oldest = oldest.map(|oldest| format!(" since {oldest}")).unwrap_or_default();
+    match node.spooled {
+        1 => format!("1 message{oldest}"),
+        count => format!("{count} messages{oldest}"),
+    }
 }
 
 fn running(sessions: i64, deliveries: i64, in_doubt: i64) -> String {

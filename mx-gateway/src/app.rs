@@ -17,6 +17,7 @@ use crate::delivery::{FirstAnswers, Offers, Pool};
 use crate::dnsbl::Dnsbl;
 use crate::edge::Edge;
 use crate::lookup::server::{LookupError, Server};
+use crate::mail_log::MailLog;
 use crate::queue::{Queue, Rules};
 use crate::serve::{Context, serve};
 use crate::spool::Spool;
@@ -39,6 +40,7 @@ pub struct Gateway {
     queue: Arc<Queue>,
     /// What the queue's deliveries work with.
     outbound: Option<Arc<ArcSwap<Context>>>,
+    mail_log: ArcSwap<MailLog>,
     bound: Vec<Bound>,
     /// Backends are asked by it what they offer.
     asking: Mutex<Lifecycle>,
@@ -88,6 +90,7 @@ impl Program for Gateway {
             memory: Memory::new(MEMORY),
             edge: Arc::new(Edge::new(config.mx.limits.clone(), Instant::now())),
             temporary,
+            mail_log: ArcSwap::from_pointee(mail_log(&config)),
             bound: Vec::new(),
             asking: Mutex::new(asking),
             first: Mutex::new(Some(first)),
@@ -149,6 +152,9 @@ impl Program for Gateway {
         let (asking, offers, first) = ask(&self.lifecycle, config);
         // Clients are offered what was known before until all is known that was known then.
         first.known().await;
+        if !self.mail_log.load().goes_on_as(config.mx.mail_log.as_ref()) {
+            self.mail_log.store(Arc::new(mail_log(config)));
+        }
         self.queue.set_rules(rules(&config.mx));
         self.edge.limit(config.mx.limits.clone());
         self.lookup.reload(&config.mx.lookup, &service.ownership);
@@ -218,6 +224,7 @@ impl Gateway {
             temporary: self.temporary.clone(),
             // What mail systems of ours hand on was looked at where it came from.
             authenticator: parts.authenticator.filter(|_| kind != MxKind::Internal).cloned(),
+            mail_log: self.mail_log.load_full(),
         })
     }
 }
@@ -259,6 +266,10 @@ fn authenticator(config: &Config) -> Result<Option<Arc<Authenticator>>, Authenti
     let wanted = config.mx.authentication.as_ref();
     let authenticator = wanted.map(|wanted| Authenticator::new(wanted, &config.mx.hostname));
     Ok(authenticator.transpose()?.map(Arc::new))
+}
+
+fn mail_log(config: &Config) -> MailLog {
+    MailLog::start(config.mx.mail_log.as_ref(), config.mx.hostname.as_str())
 }
 
 /// What a connection over the limits is told (RFC 5321 §3.8).

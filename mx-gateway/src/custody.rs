@@ -10,7 +10,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use shared::ownership::{Epoch, Name, Owner};
 use shared::smtp::command::Addressee;
@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::delivery::{Settled, Warrant};
 use crate::letter::Letter;
+use crate::mail_log::Delays;
 use crate::outcome::{self, Outcome, Verdict};
 use crate::queue::{Added, Content, InHand, KeepError};
 use crate::serve::Context;
@@ -48,6 +49,8 @@ pub struct Origin {
     pub each: bool,
     /// A report of failure may go to the sender.
     pub may_report: bool,
+    /// How long it took to receive the message.
+    pub took: Duration,
 }
 
 /// One message.
@@ -96,6 +99,11 @@ impl Custody {
     /// A verdict that was known before anything was sent.
     pub fn settle_unsent(&mut self, place: usize, verdict: Verdict, why: &str) {
         self.record(place, &verdict, None, Some(why));
+        if let Some(recipient) = self.recipients.get(place) {
+            let delays = Delays { before: self.origin.took, ..Delays::default() };
+            let (log, id) = (&self.cx.mail_log, &self.letter.id);
+            log.unsent(id, &recipient.to.address, &verdict, why, &delays);
+        }
         if let Some(known) = self.verdicts.get_mut(place) {
             *known = Some(verdict);
         }
@@ -123,12 +131,25 @@ impl Custody {
         if self.client.is_some() {
             self.conclude().await;
         }
+        let is_over = match self.spooled.take() {
+            Some(spooled) => spooled.close().await,
+            None => true,
+        };
+        if is_over {
+            self.cx.mail_log.removed(&self.letter.id);
+        }
     }
 
     /// One verdict. It is recorded when this returns; then its registration is dropped.
     async fn settle(&mut self, one: Settled) {
         let Settled { place, verdict, why, backend, warrant, .. } = &one;
         self.record(*place, verdict, warrant.owner(), why.as_deref());
+        if let Some(recipient) = self.recipients.get(*place) {
+            let (before, sending) = (self.origin.took, self.began.elapsed());
+            let delays = Delays { before, sending, ..Delays::default() };
+            let log = &self.cx.mail_log;
+            log.settled(&self.letter.id, &recipient.to.address, &one, &delays);
+        }
         if *verdict == Verdict::InDoubt
             && let Some(doubt) = self.doubts.get_mut(*place)
         {

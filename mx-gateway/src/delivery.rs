@@ -179,6 +179,8 @@ pub struct Settled {
     pub verdict: Verdict,
     /// What the owner said, or why there is no verdict.
     pub why: Option<String>,
+    /// The owner's own words.
+    pub reply: Option<Reply>,
     /// The backend could not be reached or gave us no service: it is not worth asking for the next message.
     pub unreachable: bool,
     /// Where it was sent.
@@ -188,7 +190,13 @@ pub struct Settled {
 }
 
 /// A verdict with what it rests on.
-type Found = (Verdict, Option<String>);
+#[derive(Debug, Clone)]
+struct Found {
+    verdict: Verdict,
+    reply: Option<Reply>,
+    /// Why there is none.
+    why: Option<String>,
+}
 
 /// What is known of each recipient so far, in their order.
 type Verdicts = [Option<Found>];
@@ -216,6 +224,12 @@ impl Recipient {
             Warrant::Row(_, registration) => cx.ownership.still_stands(registration),
             Warrant::Configured => true,
         }
+    }
+}
+
+impl Found {
+    fn without(verdict: Verdict, why: Option<String>) -> Self {
+        Self { verdict, reply: None, why }
     }
 }
 
@@ -276,14 +290,20 @@ impl Delivery {
         let (why, unreachable) = cut_short.map_or((None, false), |(why, un)| (Some(why), un));
         // Without the end of the message nobody can have taken it.
         let ended = ended.load(Ordering::Acquire);
+        if let (false, Some(queue)) = (unreachable, &self.cx.queue) {
+            queue.answers(&self.backend.name);
+        }
         for (recipient, verdict) in self.recipients.into_iter().zip(verdicts) {
             let unreachable = unreachable && verdict.is_none();
             let without = if ended { Verdict::InDoubt } else { Verdict::NotSent };
-            let (verdict, why) = verdict.unwrap_or_else(|| (without, why.clone()));
+            let found = verdict.unwrap_or_else(|| Found::without(without, why.clone()));
+            let Found { verdict, reply, why } = found;
+            let why = why.or_else(|| reply.as_ref().map(Reply::to_string));
             let Recipient { place, warrant, .. } = recipient;
             let backend = Arc::clone(&self.backend);
             // Nobody to tell: whoever made the delivery has ended, and with it the process.
-            let _ = settled.send(Settled { place, verdict, why, unreachable, backend, warrant });
+            let _ =
+                settled.send(Settled { place, verdict, why, reply, unreachable, backend, warrant });
         }
     }
 
@@ -396,9 +416,9 @@ impl Delivery {
             return self.refused(recipient, reply);
         }
         if recipient.still_stands(&self.cx) {
-            (Verdict::Accepted, Some(reply.to_string()))
+            Found { verdict: Verdict::Accepted, reply: Some(reply.clone()), why: None }
         } else {
-            (Verdict::InDoubt, Some(MOVED.to_owned()))
+            Found::without(Verdict::InDoubt, Some(MOVED.to_owned()))
         }
     }
 
@@ -406,9 +426,9 @@ impl Delivery {
     fn refused(&self, recipient: &Recipient, reply: &Reply) -> Found {
         if recipient.still_stands(&self.cx) {
             let verdict = Verdict::Refused(refusal::by_owner(reply, &recipient.to.address));
-            (verdict, Some(reply.to_string()))
+            Found { verdict, reply: Some(reply.clone()), why: None }
         } else {
-            (Verdict::NotSent, Some(MOVED.to_owned()))
+            Found::without(Verdict::NotSent, Some(MOVED.to_owned()))
         }
     }
 }

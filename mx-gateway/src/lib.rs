@@ -8,6 +8,7 @@
 //! owners' own or a durable copy, a verdict that counts after the row it came by has changed, an owner that no
 //! row named.
 
+pub mod admin;
 pub mod app;
 pub mod authentication;
 pub mod body;
@@ -18,6 +19,7 @@ pub mod edge;
 pub mod hop;
 pub mod letter;
 pub mod lookup;
+pub mod mail_log;
 pub mod outcome;
 pub mod queue;
 pub mod received;

@@ -1,5 +1,5 @@
-//! The trace header that is put before a message, and the loop that too many of them show
-//! (RFC 5321 §4.4, §6.3).
+//! The trace header that is put before a message, the loop that too many of them show (RFC 5321 §4.4, §6.3),
+//! and what else is read in a header on its way.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -96,25 +96,34 @@ fn tame_atoms(text: &str) -> String {
     text.chars().map(|c| if is_tame(c) { c } else { '?' }).collect()
 }
 
-/// Counts Received headers while a message is received, and keeps our own trace.
+/// Reads a message's header while it is received: how many Received fields there are, our own trace, and its
+/// Message-ID.
 #[derive(Debug, Default)]
 pub struct Loops {
     received: usize,
     /// Values of our own trace, which may be forged.
     hops: Vec<String>,
+    /// The first Message-ID's value so far, folding included.
+    message_id: Option<Vec<u8>>,
+    /// The line at hand goes on with it.
+    in_message_id: bool,
     /// The first octets of the line at hand, as far as they count.
     line: Vec<u8>,
     past_header: bool,
 }
 
-/// What a Received header begins with.
+/// What a Received field begins with.
 const RECEIVED: &[u8] = b"received:";
 /// What our own trace begins with.
 const HOP: &[u8] = b"mailshift-hop:";
+/// What a Message-ID begins with (RFC 5322 §3.6.4).
+const MESSAGE_ID: &[u8] = b"message-id:";
 /// Octets of a line that are looked at: all of our trace's, whatever our name is.
 const LOOKED_AT: usize = 512;
 /// Fields of our trace that are kept. Ours are above those that the message had before.
 const MAX_HOPS: usize = 16;
+/// Most octets of a Message-ID that are kept.
+const MAX_MESSAGE_ID: usize = 500;
 
 impl Loops {
     /// Looks at more of the message.
@@ -127,21 +136,36 @@ impl Loops {
             self.line.extend(line.iter().take(room));
             let Some(end) = end else { return };
             self.past_header = matches!(self.line.as_slice(), b"" | b"\r");
-            self.note_line();
+            let line = std::mem::take(&mut self.line);
+            self.note_line(&line);
+            self.line = line;
             self.line.clear();
             rest = rest.get(end.saturating_add(1)..).unwrap_or_default();
         }
     }
 
-    fn note_line(&mut self) {
-        if value_of(RECEIVED, &self.line).is_some() {
+    fn note_line(&mut self, line: &[u8]) {
+        if value_of(RECEIVED, line).is_some() {
             self.received = self.received.saturating_add(1);
         }
-        if let Some(value) = value_of(HOP, &self.line)
+        if let Some(value) = value_of(HOP, line)
             && self.hops.len() < MAX_HOPS
         {
             self.hops.push(String::from_utf8_lossy(value).into_owned());
         }
+        self.in_message_id &= matches!(line.first(), Some(b' ' | b'\t'));
+        if self.in_message_id {
+            self.keep(line);
+        } else if let (Some(value), None) = (value_of(MESSAGE_ID, line), &self.message_id) {
+            self.in_message_id = true;
+            self.keep(value);
+        }
+    }
+
+    fn keep(&mut self, octets: &[u8]) {
+        let kept = self.message_id.get_or_insert_default();
+        let room = MAX_MESSAGE_ID.saturating_sub(kept.len());
+        kept.extend(octets.iter().take(room));
     }
 
     /// The values of our own trace, which may be forged.
@@ -152,6 +176,13 @@ impl Loops {
     /// Received headers seen.
     pub fn received(&self) -> usize {
         self.received
+    }
+
+    /// The Message-ID as it stands there, brackets included.
+    pub fn message_id(&self) -> Option<String> {
+        let kept = String::from_utf8_lossy(self.message_id.as_deref()?);
+        let text: String = kept.chars().filter(|c| !c.is_ascii_control()).collect();
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 }
 
@@ -287,5 +318,37 @@ mod tests {
         }
         assert!(loops.hops().count() <= MAX_HOPS);
         assert!(loops.hops().all(|value| value.len() <= LOOKED_AT));
+    }
+
+    #[test]
+    fn the_first_message_id_is_found_in_the_header_only_folded_or_not_and_however_it_is_cut() {
+        for (message, expected) in [
+            ("Subject: x\r\nMessage-ID: <a@b>\r\nMessage-Id: <c@d>\r\n\r\n", Some("<a@b>")),
+            ("MESSAGE-ID:\r\n\t<a@b>\r\nX: y\r\n\r\n", Some("<a@b>")),
+            ("Message-Id: <a@b>\r\n \r\n x\r\nTo: y\r\n\r\n", Some("<a@b>  x")),
+            ("X-Message-ID: <a@b>\r\n Message-ID: <c@d>\r\n\r\nMessage-ID: <e@f>\r\n", None),
+            ("Message-ID: \r\n\r\n", None),
+        ] {
+            for cut in 0..message.len() {
+                let mut loops = Loops::default();
+                loops.look(&message.as_bytes()[..cut]);
+                loops.look(&message.as_bytes()[cut..]);
+                assert_eq!(loops.message_id().as_deref(), expected, "{message:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_id_without_end_is_kept_to_its_limit() {
+        let mut loops = Loops::default();
+        loops.look(b"Message-ID: <");
+        for _ in 0..1000 {
+            loops.look(&[b'x'; 100]);
+        }
+        loops.look(b"\r\n");
+        for _ in 0..10 {
+            loops.look(format!(" {}\r\n", "x".repeat(100)).as_bytes());
+        }
+        assert_eq!(loops.message_id().unwrap().len(), MAX_MESSAGE_ID - 1);
     }
 }

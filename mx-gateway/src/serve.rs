@@ -27,6 +27,7 @@ use crate::dnsbl::Dnsbl;
 use crate::edge::{Edge, Guessed};
 use crate::hop::{self, Hops};
 use crate::letter::Letter;
+use crate::mail_log::{Client, MailLog, Named, Tally};
 use crate::queue::Queue;
 use crate::received::{Loops, Trace};
 use crate::session::{Event, Protocol, Session, Terms};
@@ -72,12 +73,23 @@ pub struct Context {
     pub temporary: PathBuf,
     /// Finds out about senders; `None`: nothing is.
     pub authenticator: Option<Arc<Authenticator>>,
+    /// The log in Postfix' words.
+    pub mail_log: Arc<MailLog>,
 }
 
 /// A message that is being received.
 struct Incoming {
     body: Body,
     loops: Loops,
+    began: Instant,
+}
+
+/// What was heard of a message besides its octets.
+struct Heard<'a> {
+    loops: &'a Loops,
+    /// How often it was through us before.
+    before: u32,
+    took: Duration,
 }
 
 /// One client, from its greeting to its end.
@@ -94,6 +106,9 @@ struct Conversation<'a> {
     incoming: Option<Incoming>,
     /// When it is over, a message in hand apart.
     ends: Option<Instant>,
+    /// What the log in Postfix' words calls the client, and what it is to know at the end.
+    client: Client,
+    tally: &'a mut Tally,
 }
 
 impl Context {
@@ -135,7 +150,10 @@ pub async fn serve(cx: Arc<Context>, accepted: Accepted) {
     let early = !cx.implicit_tls && speaks_early(&cx, &accepted).await;
     let Ok(wire) = Wire::new(accepted.socket, deadlines) else { return };
     let wire = wire.on_behalf_of(accepted.client, accepted.local);
-    match converse(&cx, &id, wire, accepted.seat, early).await {
+    let (seen, mut tally) = (cx.mail_log.connected(client.ip()), Tally::default());
+    let ended = converse(&cx, &id, wire, accepted.seat, early, (seen, &mut tally)).await;
+    cx.mail_log.disconnected(&seen, &tally);
+    match ended {
         Ok(()) => tracing::debug!(session = id, %client, "disconnected"),
         Err(error) => tracing::info!(session = id, %client, %error, "disconnected"),
     }
@@ -147,6 +165,7 @@ async fn converse(
     mut wire: Wire,
     seat: Seat,
     early: bool,
+    (client, tally): (Client, &mut Tally),
 ) -> Result<(), WireError> {
     if let Some(tls) = &cx.tls {
         if cx.implicit_tls {
@@ -177,8 +196,11 @@ async fn converse(
         transaction: None,
         incoming: None,
         ends,
+        client,
+        tally,
     };
     let ended = conversation.run().await;
+    conversation.count_introductions();
     if let Some(transaction) = conversation.transaction.take() {
         transaction.abandon(cx).await;
     }
@@ -195,12 +217,15 @@ impl Conversation<'_> {
                 }
                 Event::Mail(mail) => {
                     self.transaction = Some(Transaction::new(mail));
+                    self.tally.mail.add(true);
                     Reply::new(250, (1, 0), "Sender ok")
                 }
                 Event::Rcpt(rcpt) => {
                     // An owner may take its time; what is answered already must not wait for it.
                     self.wire.flush().await?;
-                    self.rcpt(rcpt).await
+                    let reply = self.rcpt(rcpt).await;
+                    self.tally.rcpt.answered(&reply);
+                    reply
                 }
                 Event::Data => self.begin_data(),
                 Event::Body(octets) => {
@@ -209,6 +234,7 @@ impl Conversation<'_> {
                 }
                 Event::EndOfData { flawed } => {
                     let replies = self.end_of_data(flawed).await;
+                    replies.first().into_iter().for_each(|reply| self.tally.data.answered(reply));
                     self.session.answer_each(&replies, &mut self.wire.output);
                     continue;
                 }
@@ -348,7 +374,8 @@ impl Conversation<'_> {
             directory: self.cx.temporary.clone(),
         };
         self.wire.deadlines.until = Instant::now().checked_add(LONGEST_DATA);
-        self.incoming = Some(Incoming { body: Body::new(limits), loops: Loops::default() });
+        let (body, loops) = (Body::new(limits), Loops::default());
+        self.incoming = Some(Incoming { body, loops, began: Instant::now() });
         Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
     }
 
@@ -359,18 +386,22 @@ impl Conversation<'_> {
         else {
             return vec![Reply::new(503, (5, 1), "Say MAIL first")];
         };
-        let refusal = match (flawed, incoming.body.finish()) {
+        let Incoming { body, loops, began } = incoming;
+        let refusal = match (flawed, body.finish()) {
             (true, _) => Reply::new(550, (6, 0), "Lone CR, or LF before a dot, in the message"),
             (false, Err(Fault::TooLarge)) => Reply::new(552, (3, 4), "Message too large"),
             (false, Err(Fault::Storage)) => Reply::new(452, (3, 1), "Cannot keep the message now"),
-            (false, Ok(_)) if incoming.loops.received() > self.cx.rules.max_received => {
+            (false, Ok(_)) if loops.received() > self.cx.rules.max_received => {
                 Reply::new(554, (4, 6), "Too many hops, the message loops")
             }
             (false, Ok(message)) => {
-                let before = self.hops().count(incoming.loops.hops());
+                let before = self.hops().count(loops.hops());
                 match hop::refusal(before, self.cx.kind) {
                     Some(refusal) => refusal,
-                    None => return self.deliver(transaction, message, before).await,
+                    None => {
+                        let heard = Heard { loops: &loops, before, took: began.elapsed() };
+                        return self.deliver(transaction, message, heard).await;
+                    }
                 }
             }
         };
@@ -382,6 +413,11 @@ impl Conversation<'_> {
         } else {
             tracing::info!(session = self.id, %client, %from, reply = %refusal, "message refused");
         }
+        self.cx.mail_log.rejected(
+            &self.client,
+            &self.named("END-OF-MESSAGE", from, None),
+            &refusal,
+        );
         transaction.abandon(self.cx).await;
         vec![refusal]
     }
@@ -391,18 +427,24 @@ impl Conversation<'_> {
         &mut self,
         transaction: Transaction,
         message: Message,
-        hops: u32,
+        heard: Heard<'_>,
     ) -> Vec<Reply> {
         let id: Box<str> = uuid::Uuid::now_v7().simple().to_string().into();
-        let trace = self.trace(&transaction, &message, &id, hops);
+        let trace = self.trace(&transaction, &message, &id, heard.before);
+        let from = transaction.mail().from.clone();
         let looked_at = self.authenticated(&transaction, trace, &message, &id).await;
         let (header, message, may_report) = match looked_at {
             Ok(authenticated) => authenticated,
             Err(refusal) => {
+                let named = self.named("END-OF-MESSAGE", &from, None);
+                self.cx.mail_log.rejected(&self.client, &named, &refusal);
                 transaction.abandon(self.cx).await;
                 return vec![refusal];
             }
         };
+        let (message_id, recipients) = (heard.loops.message_id(), transaction.recipients());
+        let (log, octets) = (&self.cx.mail_log, message.octets());
+        log.received(&self.client, &id, message_id.as_deref(), &from, octets, recipients);
         let letter = Arc::new(Letter {
             header,
             id,
@@ -415,6 +457,7 @@ impl Conversation<'_> {
             client: self.wire.peer(),
             each: self.session.protocol() == Protocol::Lmtp,
             may_report,
+            took: heard.took,
         };
         let (each, accepted) = (origin.each, transaction.accepted().to_vec());
         let replies = transaction.deliver(self.cx, &letter, origin).await.unwrap_or_default();
@@ -485,6 +528,8 @@ impl Conversation<'_> {
     fn record_refusal(&self, from: &ReversePath, answer: &Answer, began: Instant) {
         let (session, client) = (&self.id, self.wire.peer());
         let to = answer.to.as_ref().map(Address::to_string).unwrap_or_default();
+        let named = self.named("RCPT", from, answer.to.as_ref().map(|_| &*to));
+        self.cx.mail_log.rejected(&self.client, &named, &answer.reply);
         let (account, owner, epoch) = place_of(answer.owner.as_ref());
         let (code, reply) = (answer.reply.code(), &answer.reply);
         let ms = began.elapsed().as_millis();
@@ -501,6 +546,34 @@ impl Conversation<'_> {
                 session, %client, %from, to, account, owner, epoch, code, ms, %reply,
                 "recipient refused"
             ),
+        }
+    }
+
+    /// What was refused, for the log in Postfix' words.
+    fn named<'b>(
+        &'b self,
+        command: &'b str,
+        from: &'b ReversePath,
+        to: Option<&'b str>,
+    ) -> Named<'b> {
+        let helo = self.session.helo();
+        let protocol = match (self.session.protocol(), helo.is_some_and(|helo| helo.extended)) {
+            (Protocol::Lmtp, _) => "LMTP",
+            (Protocol::Smtp, true) => "ESMTP",
+            (Protocol::Smtp, false) => "SMTP",
+        };
+        Named { command, from, to, protocol, helo: helo.map_or("", |helo| &helo.name) }
+    }
+
+    /// How the client introduced itself, as far as that is known at the end.
+    fn count_introductions(&mut self) {
+        match self.session.helo() {
+            Some(helo) if helo.extended => self.tally.ehlo.add(true),
+            Some(_) => self.tally.helo.add(true),
+            None => {}
+        }
+        if self.wire.is_secured() && !self.cx.implicit_tls {
+            self.tally.starttls.add(true);
         }
     }
 

@@ -86,6 +86,11 @@ impl Transaction {
         &self.accepted
     }
 
+    /// How many recipients there are.
+    pub fn recipients(&self) -> usize {
+        self.recipients.len()
+    }
+
     /// The recipient, when there is exactly one.
     pub fn only_recipient(&self) -> Option<&Address> {
         match self.recipients.as_slice() {

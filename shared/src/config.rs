@@ -144,6 +144,8 @@ pub struct MxConfig {
     pub authentication: Option<AuthenticationConfig>,
     /// What cannot be delivered at once.
     pub queue: QueueConfig,
+    /// A second log in the words of Postfix.
+    pub mail_log: Option<MailLogConfig>,
 }
 
 /// What is kept of messages that cannot be delivered at once, and how it is sent.
@@ -286,6 +288,15 @@ pub struct LookupConfig {
     pub trusted_networks: Vec<IpNet>,
     /// What is answered: a transport with its next hop.
     pub next_hop: Box<str>,
+}
+
+/// A log in the words of Postfix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MailLogConfig {
+    /// Its file.
+    pub file: PathBuf,
+    /// What its lines call us, where Postfix has `syslog_name`.
+    pub name: Box<str>,
 }
 
 /// The login proxy.

@@ -17,6 +17,7 @@ pub mod name;
 pub mod registry;
 pub mod routing;
 pub mod schema;
+pub mod spool;
 pub mod store;
 pub mod table;
 pub mod unknown;
@@ -35,6 +36,7 @@ pub use routing::{RoutingDomains, RoutingError};
 use crate::backend::{Backend, BackendName, Backends};
 use map::Answer;
 use registry::Registry;
+use spool::SpoolSize;
 use unknown::{Outcome, UnknownNames};
 
 /// The version of a row: the number of the change that made it. 0 for "no row".
@@ -53,6 +55,7 @@ pub struct Ownership {
     unknown: UnknownNames,
     watch: OnceLock<Weak<dyn Watch>>,
     database: ArcSwap<String>,
+    spool: SpoolSize,
 }
 
 /// Told of every change, once the copy has it and what it went over is marked.
@@ -145,6 +148,7 @@ impl Ownership {
             unknown: UnknownNames::default(),
             watch: OnceLock::new(),
             database: ArcSwap::default(),
+            spool: SpoolSize::default(),
         })
     }
 
@@ -264,6 +268,11 @@ impl Ownership {
     /// Names without a row that were asked for.
     pub fn unknown(&self) -> &UnknownNames {
         &self.unknown
+    }
+
+    /// How much mail this process keeps on its own disk.
+    pub fn spool(&self) -> &SpoolSize {
+        &self.spool
     }
 
     /// Applies changes in their order: the map first, then the marks. So work that enters at any moment

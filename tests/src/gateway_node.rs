@@ -13,6 +13,7 @@ use mx_gateway::body::Memory;
 use mx_gateway::delivery::{Offers, Pool};
 use mx_gateway::dnsbl::Dnsbl;
 use mx_gateway::edge::Edge;
+use mx_gateway::mail_log::MailLog;
 use mx_gateway::queue::Queue;
 use mx_gateway::serve::{Context, serve};
 use mx_gateway::spool::{Spool, Stored};
@@ -89,6 +90,7 @@ impl Default for Settings {
                     reserve: 0,
                 },
                 authentication: None,
+                mail_log: None,
             },
             tls: None,
             implicit_tls: false,
@@ -177,6 +179,7 @@ impl GatewayNode {
             let rules = mx_gateway::app::rules(&rules);
             Queue::new(spool, &stored, rules, &table.ownership, &lifecycle)
         });
+        let mail_log = MailLog::start(rules.mail_log.as_ref(), rules.hostname.as_str());
         let cx = Arc::new(Context {
             edge: Arc::new(Edge::new(rules.limits.clone(), Instant::now())),
             lists,
@@ -193,6 +196,7 @@ impl GatewayNode {
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
             authenticator,
+            mail_log: Arc::new(mail_log),
         });
         if let Some(queue) = queue.clone() {
             lifecycle.spawn_chore("queue", queue.run(Arc::new(ArcSwap::new(Arc::clone(&cx)))));

@@ -12,6 +12,7 @@ pub mod dovecot;
 pub mod fuzzed;
 pub mod gateway_node;
 pub mod imap;
+pub mod kept;
 pub mod lab;
 pub mod link;
 pub mod login_backend;

@@ -21,6 +21,63 @@ fn the_readmes_configuration_is_good() {
     assert_eq!((config.mx.listeners.len(), config.login.listeners.len()), (1, 3));
 }
 
+/// Every command on a queue that has the messages which they name.
+#[test]
+fn the_commands_on_the_queue_are_what_can_be_typed() {
+    use shared::admin::queue::{Entry, Place as Where, Recipient, State};
+    use tests::kept::{Kept, Queued};
+
+    let commands = blocks("docs/operations.md", "sh").remove(0);
+    let kept = |place, id: &str| Kept {
+        place,
+        entry: Entry {
+            id: id.to_owned(),
+            recipients: vec![Recipient {
+                address: "ann@example.org".to_owned(),
+                account: Some("ann@example.org".to_owned()),
+                owner: Some("old".to_owned()),
+                state: State::Waiting,
+                since: None,
+                error: None,
+            }],
+            ..Entry::default()
+        },
+        octets: b"Subject: hello\r\n".to_vec(),
+    };
+    let queue = Queued::new(vec![
+        kept(Where::Queue, "0193a5f0000070008000000000000001"),
+        kept(Where::Dead, "0193a5f0000070008000000000000002"),
+    ]);
+    let place = tests::place::Place::new().unwrap();
+    let state = place.path().display();
+    let config = place.join("mailshift.toml");
+    std::fs::write(
+        &config,
+        format!("[node]\nstate_dir = \"{state}\"\n[backends.old.mail]\nhost = \"127.0.0.1\"\n"),
+    )
+    .unwrap();
+    let directory = place.join("mx-gateway");
+    std::fs::create_dir(&directory).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _in_runtime = runtime.enter();
+    queue.serve(&directory, &shared::lifecycle::Lifecycle::default()).unwrap();
+    let program = tests::node::binary("mailshift").unwrap();
+    let path =
+        format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    for command in commands.lines() {
+        let run = std::process::Command::new("bash")
+            .args(["-o", "pipefail", "-c", command])
+            .env("PATH", &path)
+            .env("MAILSHIFT_CONFIG", &config)
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{command}: {}", String::from_utf8_lossy(&run.stderr));
+        assert!(!run.stdout.is_empty(), "{command} says nothing");
+    }
+    assert_eq!(queue.ids(Where::Queue), ["0193a5f0000070008000000000000002"]);
+    assert!(queue.ids(Where::Dead).is_empty());
+}
+
 #[test]
 fn the_readmes_flip_is_one_statement_on_a_real_table() {
     let statements = blocks("README.md", "sql");

@@ -5,6 +5,7 @@
 mod mover;
 mod names;
 mod nodes;
+mod queue;
 mod rows;
 
 use std::fs;
@@ -199,7 +200,7 @@ fn commands_on_postgres() {
     let server = Server::shared();
     let shift = Shift::postgres();
     let database = database_of(&shift);
-    walk(&shift, 2, |sql| drop(server.psql(&database, sql).unwrap()));
+    walk(&shift, 3, |sql| drop(server.psql(&database, sql).unwrap()));
     shift.says(&["schema", "apply", "--roles"]);
     assert_eq!(
         server

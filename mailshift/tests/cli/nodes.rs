@@ -37,6 +37,31 @@ fn every_service_of_every_node_is_listed_with_its_lease_and_what_runs_there() {
     });
 }
 
+/// Whoever gives a node up is told what goes with it (SPL-11).
+#[test]
+fn mail_that_a_node_has_left_is_shown_with_what_to_do() {
+    both(|stage| {
+        let (shift, nodes) = (&stage.shift, stage.nodes);
+        stage.another_node();
+        stage.sql(&format!("UPDATE {nodes}nodes SET spooled = 1, spool_oldest = {LONG_AGO}"));
+        let said = shift.says(&["node", "list"]);
+        let spool = "spool: 1 message since 2001-01-01 00:00:00";
+        assert_eq!(said.matches(spool).count(), 3, "{said}");
+        let left = "b/mx-gateway has left mail that nobody delivers";
+        assert!(said.contains(left) && said.contains("mailshift queue adopt"), "{said}");
+        assert_eq!(said.matches("has left mail").count(), 1, "those that live deliver it: {said}");
+        stage.sql(&format!(
+            "UPDATE {nodes}nodes SET stopped_at = {LONG_AGO}, spooled = 12 WHERE service = 'mx-gateway'"
+        ));
+        let said = shift.says(&["node", "list"]);
+        assert!(said.contains("stopped since 2001-01-01 00:00:00, seen"), "{said}");
+        assert!(said.contains("spool: 12 messages since"), "{said}");
+        let said = shift.says(&["node", "forget", "b", "--service", "mx-gateway"]);
+        assert!(said.starts_with(&format!("b/mx-gateway is forgotten\n{left}")), "{said}");
+        assert!(shift.says(&["node", "list"]).contains(left), "it stays true");
+    });
+}
+
 /// It may be cut off, and serve what it knows until its lease ends.
 #[test]
 fn a_node_is_forgotten_only_when_its_lease_is_over() {

@@ -14,6 +14,7 @@ use super::{Content, DOUBT_PAUSE, KeepError, PAUSES, Queue};
 use crate::custody::place_of;
 use crate::delivery::{Round, Settled, Unsent, Warrant};
 use crate::letter::Letter;
+use crate::mail_log::Delays;
 use crate::outcome::Verdict;
 use crate::serve::Context;
 use crate::spool::{Recipient, Record, Stored};
@@ -38,7 +39,11 @@ pub(super) async fn run(queue: Arc<Queue>, cx: Arc<Context>, id: Id, plan: Plan)
         state.index.admit(&backend, room, now);
     }
     state.index.tried(&id, wait, now);
+    let is_over = state.index.recipients(&id).is_none();
     drop(state);
+    if is_over {
+        cx.mail_log.removed(&id);
+    }
     queue.wake.notify_one();
 }
 
@@ -58,8 +63,16 @@ async fn try_once(
         tracing::warn!(%id, %error, ?held, "cannot record for how long a message was held");
     }
     let letter = Arc::new(letter(&stored, queue.spool.content(id).await?));
-    let mut try_ =
-        Try { queue, id, stored: &stored, failed: Vec::new(), put_off: None, why: None };
+    let mut try_ = Try {
+        queue,
+        cx,
+        began: Instant::now(),
+        id,
+        stored: &stored,
+        failed: Vec::new(),
+        put_off: None,
+        why: None,
+    };
     let mut round = Round::new(cx, &letter);
     for place in places {
         let Some(recipient) = stored.recipients.get(place) else { continue };
@@ -92,6 +105,8 @@ async fn try_once(
 /// What a try has found so far.
 struct Try<'a> {
     queue: &'a Arc<Queue>,
+    cx: &'a Context,
+    began: Instant,
     id: &'a Id,
     stored: &'a Stored,
     /// Who is refused for good.
@@ -121,6 +136,13 @@ impl Try<'_> {
 
     async fn settle(&mut self, one: Settled) {
         self.log(&one);
+        if let Some(to) = self.stored.recipients.get(one.place) {
+            let age = self.stored.envelope.arrived.elapsed().unwrap_or_default();
+            let sending = self.began.elapsed();
+            let queued = age.saturating_sub(sending);
+            let delays = Delays { queued, sending, ..Delays::default() };
+            self.cx.mail_log.settled(self.id, &to.address, &one, &delays);
+        }
         match &one.verdict {
             Verdict::Refused(reply) if reply.class() == Class::Permanent => {
                 let (place, reply) = (one.place, reply.clone());

@@ -65,6 +65,18 @@ impl InHand {
         first.ok_or(KeepError::Gone)
     }
 
+    /// Nobody adds recipients or delivers to them any more. True when nothing is left to be done: then it is
+    /// out of the queue.
+    pub async fn close(mut self) -> bool {
+        let id = std::mem::take(&mut self.id);
+        let is_done = self.queue.lock().index.close(&id, Instant::now());
+        if is_done {
+            self.queue.clear(&id).await;
+        }
+        self.queue.wake.notify_one();
+        is_done
+    }
+
     /// What the session has found for a recipient that it had in hand. Recorded when this returns.
     pub async fn settle(&self, place: usize, one: &Settled) {
         self.queue.record(&self.id, place, one).await;
@@ -76,6 +88,9 @@ impl InHand {
 impl Drop for InHand {
     fn drop(&mut self) {
         let (queue, id) = (Arc::clone(&self.queue), std::mem::take(&mut self.id));
+        if id.is_empty() {
+            return;
+        }
         if queue.lock().index.close(&id, Instant::now()) {
             let lifecycle = queue.lifecycle.clone();
             lifecycle.spawn("clear", async move { queue.clear(&id).await });

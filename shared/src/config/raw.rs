@@ -267,6 +267,8 @@ pub(super) struct Mx {
     pub(super) patience: Duration,
     pub(super) queue: Queue,
     pub(super) authentication: Authentication,
+    pub(super) mail_log: PathBuf,
+    pub(super) mail_log_name: String,
 }
 
 #[derive(Debug, PartialEq, Deserialize)]
@@ -317,6 +319,8 @@ impl Default for Mx {
             patience: Duration::from_secs(30),
             queue: Queue::default(),
             authentication: Authentication::default(),
+            mail_log: PathBuf::new(),
+            mail_log_name: "postfix".into(),
         }
     }
 }

@@ -21,9 +21,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::registry::Busy;
+use super::Ownership;
 use super::store::{Cursor, Grant, Page, Snapshot, Store, StoreError};
-use super::{Epoch, Ownership};
+use report::Said;
 
 /// Longest wait for an answer to one statement of a poll, then there is a new connection.
 const POLL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -60,8 +60,10 @@ pub struct Feed {
     /// failed poll is followed by another lease, whatever it was for and whoever asks for the next one, so what
     /// that poll may still write later finds itself overtaken.
     grant: Option<Grant>,
-    /// What was last written to `busy` and at which epoch; `None` when that is not known.
-    reported: Option<(Epoch, Vec<Busy>)>,
+    /// What was last written; `None` when that is not known.
+    reported: Option<Said>,
+    /// When it was last said how much mail is on this node's disk.
+    spool_said: Option<Instant>,
 }
 
 /// What a poll is for.
@@ -94,6 +96,7 @@ impl Feed {
             may_be_in: false,
             grant: None,
             reported: None,
+            spool_said: None,
         };
         let begun = stop.run_until_cancelled(Box::pin(feed.begin_at_last())).await;
         if begun.is_some() {
@@ -120,9 +123,18 @@ impl Feed {
         ownership.stop_serving();
     }
 
-    /// Takes the node's row out: no fence waits for it from here on, so all its work must have ended.
+    /// Takes the node's row out, or its lease where it leaves mail behind: no fence waits for it from here on,
+    /// so all its work must have ended.
     pub async fn leave(&self) {
-        if let Err(error) = in_time(WRITE_TIMEOUT, self.store.leave()).await {
+        let spooled = self.ownership.spool().now();
+        if spooled.messages > 0 {
+            tracing::warn!(
+                messages = spooled.messages,
+                "this node leaves mail in its spool: it is delivered when the node is started again, or when \
+                 another one adopts the spool (mailshift queue adopt)"
+            );
+        }
+        if let Err(error) = in_time(WRITE_TIMEOUT, self.store.leave(spooled)).await {
             tracing::warn!(%error, "cannot take this node out of the table; fences wait until its lease ends");
         }
     }
@@ -234,7 +246,10 @@ impl Feed {
         }
         match not_granted {
             Some(error) => Err(error),
-            None => self.report().await,
+            None => {
+                self.report().await?;
+                self.report_adopted().await
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use super::Epoch;
 use super::map::{Change, Claim, Tables};
 use super::registry::Busy;
+use super::spool::Spooled;
 use super::unknown::Sighting;
 use crate::config::OwnershipConfig;
 
@@ -171,6 +172,8 @@ pub(super) struct Report<'a> {
     pub(super) changed: Vec<&'a Busy>,
     /// Accounts that have drained.
     pub(super) drained: Vec<&'a str>,
+    /// What is on the node's own disk.
+    pub(super) spooled: Spooled,
 }
 
 /// A [`Claim`] by a change that is lost.
@@ -224,11 +227,12 @@ impl Store {
         }
     }
 
-    /// Takes this node's row out: a clean stop.
-    pub(super) async fn leave(&self) -> Result<(), StoreError> {
+    /// Takes this node's row out: a clean stop. Where it leaves mail behind, the row stays to say so, without
+    /// a lease.
+    pub(super) async fn leave(&self, spooled: Spooled) -> Result<(), StoreError> {
         match self {
-            Self::Postgres(store) => store.leave().await,
-            Self::Sqlite(store) => store.leave().await,
+            Self::Postgres(store) => store.leave(spooled).await,
+            Self::Sqlite(store) => store.leave(spooled).await,
         }
     }
 
@@ -272,6 +276,15 @@ impl Store {
         match self {
             Self::Postgres(store) => store.report(cursor, grant, report).await,
             Self::Sqlite(store) => store.report(cursor, report).await,
+        }
+    }
+
+    /// Says that nothing is left in the spools of the processes with these state directories. A node that has
+    /// stopped goes with that.
+    pub(super) async fn report_adopted(&self, state_dirs: &[Box<str>]) -> Result<(), StoreError> {
+        match self {
+            Self::Postgres(store) => store.report_adopted(state_dirs).await,
+            Self::Sqlite(store) => store.report_adopted(state_dirs).await,
         }
     }
 

@@ -2,20 +2,21 @@
 //! asks for it (`run --take-over`). Whatever goes wrong, this process serves on and says why.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::Signal;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::passing::{
     GO, HandOverError, READY, RELOAD, SERVING, SOCKET, WORD, hear, same_user, say, send_sockets,
 };
 use super::systemd;
+use crate::door::{Door, Peer};
 use crate::listener::Sockets;
 use crate::state_dir::StateDir;
 
@@ -25,8 +26,6 @@ const ASKS_WITHIN: Duration = Duration::from_mins(1);
 const READY_WITHIN: Duration = Duration::from_mins(5);
 /// How long one that has failed may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// Pause after a failure to accept.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// Waits for the process that takes this one's place.
 #[derive(Debug)]
@@ -55,13 +54,6 @@ struct Started {
     until: Instant,
 }
 
-/// Where the next process asks. The socket goes with this value.
-#[derive(Debug)]
-struct Door {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
 /// The process that serves in this one's place.
 #[derive(Debug)]
 pub(super) struct Relieved {
@@ -79,25 +71,6 @@ impl Relieved {
     }
 }
 
-impl Door {
-    fn open(directory: &Path) -> io::Result<Self> {
-        let path = directory.join(SOCKET);
-        match std::fs::remove_file(&path) {
-            // A crashed process' one: this process has the directory's lock.
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        Ok(Self { listener: UnixListener::bind(&path)?, path })
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 impl HandOver {
     /// Ready to be asked, by `asked` or at a socket in `state`.
     pub(super) fn new(
@@ -106,7 +79,7 @@ impl HandOver {
         asked: Signal,
         command: Successor,
     ) -> Self {
-        let door = Door::open(state.path());
+        let door = Door::open(state.path(), SOCKET);
         if let Err(error) = &door {
             let directory = state.path().display();
             tracing::warn!(%error, %directory, "this process will not be able to hand over to another one");
@@ -129,7 +102,7 @@ impl HandOver {
                 }
                 stream = accept(self.door.as_ref()) => stream,
             };
-            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            let pid = Peer::of(&stream).ok().and_then(|peer| peer.pid);
             match hand_over(stream, &self.sockets).await {
                 Ok(stream) => return Relieved { pid, stream },
                 Err(error) => {
@@ -184,15 +157,9 @@ async fn hand_over(mut stream: UnixStream, sockets: &Sockets) -> Result<UnixStre
 }
 
 async fn accept(door: Option<&Door>) -> UnixStream {
-    let Some(door) = door else { return std::future::pending().await };
-    loop {
-        match door.listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(error) => {
-                tracing::debug!(%error, "nobody can ask for a hand-over");
-                sleep(AGAIN).await;
-            }
-        }
+    match door {
+        Some(door) => door.accept().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -25,6 +25,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::time::timeout;
 
+use crate::door::Peer;
+
 /// The first word, with the version of this conversation.
 const HELLO: &[u8] = b"mailshift hand-over 1\n";
 /// The new process could serve.
@@ -75,12 +77,8 @@ pub enum HandOverError {
 
 /// Makes sure that who is at the other end is this process' user.
 pub(super) fn same_user(stream: &UnixStream) -> Result<(), HandOverError> {
-    let uid = stream.peer_cred()?.uid();
-    if uid == rustix::process::geteuid().as_raw() {
-        Ok(())
-    } else {
-        Err(HandOverError::AnotherUser { uid })
-    }
+    let peer = Peer::of(stream)?;
+    if peer.is_us() { Ok(()) } else { Err(HandOverError::AnotherUser { uid: peer.uid }) }
 }
 
 /// Says a word.

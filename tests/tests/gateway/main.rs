@@ -15,6 +15,7 @@ mod identity;
 mod internal;
 mod legs;
 mod lookups;
+mod mail_log;
 mod outcomes;
 mod queue;
 mod routing;

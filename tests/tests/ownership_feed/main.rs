@@ -9,6 +9,7 @@ mod names;
 mod node;
 mod pooler;
 mod report;
+mod spool;
 mod sqlite;
 mod unknown;
 

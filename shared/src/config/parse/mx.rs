@@ -1,5 +1,6 @@
 //! The gateway's part of the configuration.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Parser, octets};
@@ -7,7 +8,7 @@ use crate::address::{Address, Domain};
 use crate::backend::{BackendName, Backends};
 use crate::config::{
     Bind, InternalConfig, LimitsConfig, ListenerConfig, ListenerTls, LoginConfig, LookupConfig,
-    MxConfig, MxKind, MxListener, QueueConfig, raw,
+    MailLogConfig, MxConfig, MxKind, MxListener, QueueConfig, raw,
 };
 
 /// Connections that mail servers may have open to ask for addresses: a Postfix has one for each process.
@@ -55,6 +56,7 @@ impl Parser<'_, '_> {
             trusted_networks: mx.trusted_networks,
             patience: mx.patience,
             queue: self.queue(mx.queue),
+            mail_log: self.mail_log(mx.mail_log, &mx.mail_log_name),
             postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
             lookup: self.lookup(mx.lookup, hostname.as_str(), &listeners),
             hostname,
@@ -70,6 +72,19 @@ impl Parser<'_, '_> {
             delivery_timeout: mx.delivery_timeout,
             max_received: mx.max_received,
         }
+    }
+
+    fn mail_log(&mut self, file: PathBuf, name: &str) -> Option<MailLogConfig> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        if name.is_empty() || !name.chars().all(is_plain) {
+            let message = "must be a name of letters, digits, \"-\", \"_\", \".\" and \"/\"";
+            self.problems.note("mx.mail_log_name", message);
+        }
+        if !file.as_os_str().is_empty() && !file.is_absolute() {
+            self.problems.note("mx.mail_log", "must be an absolute path");
+        }
+        let name = name.into();
+        (!file.as_os_str().is_empty()).then_some(MailLogConfig { file, name })
     }
 
     fn queue(&mut self, queue: raw::Queue) -> QueueConfig {

@@ -16,9 +16,9 @@ use sqlx::error::DatabaseError;
 
 use super::rows::{
     self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, number,
-    signed,
+    oldest, signed,
 };
-use super::{Cursor, Grant, Node, Page, Snapshot, StoreError};
+use super::{Cursor, Grant, Node, Page, Snapshot, Spooled, StoreError};
 pub(super) use listener::Listener;
 use session::{Connections, connect};
 
@@ -26,6 +26,20 @@ use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
 use crate::ownership::map::Tables;
 use crate::ownership::schema::{self, Apply};
+
+/// A spool was adopted: who had it has stopped for good, or may come back without it.
+const ADOPTED: &str = "WITH stopped AS (DELETE FROM nodes WHERE stopped_at IS NOT NULL \
+       AND split_part(incarnation, '/', 1) = ANY ($1) AND lease_until < clock_timestamp()) \
+     UPDATE nodes SET spooled = 0, spool_oldest = NULL WHERE stopped_at IS NULL \
+       AND split_part(incarnation, '/', 1) = ANY ($1) AND lease_until < clock_timestamp()";
+/// A node is gone; its rows of `busy` go with it.
+const LEAVE: &str = "DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3";
+/// The same where it leaves mail behind.
+const STOP: &str = "WITH mine AS (UPDATE nodes SET stopped_at = clock_timestamp(), spooled = $4, \
+       spool_oldest = to_timestamp($5), \
+       lease_until = least(lease_until, clock_timestamp() - interval '1 millisecond') \
+       WHERE node = $1 AND service = $2 AND incarnation = $3 RETURNING node, service) \
+     DELETE FROM busy USING mine WHERE (busy.node, busy.service) = (mine.node, mine.service)";
 
 /// The ownership table in Postgres.
 pub struct PostgresStore {
@@ -59,7 +73,7 @@ impl PostgresStore {
             "INSERT INTO nodes (node, service, incarnation, version, backends, lease_until, seen_epoch) \
              VALUES ($1, $2, $3, $4, $5::jsonb, clock_timestamp(), 0) \
              ON CONFLICT (node, service) DO UPDATE SET incarnation = excluded.incarnation, \
-             version = excluded.version, backends = excluded.backends, forgotten = false, \
+             version = excluded.version, backends = excluded.backends, forgotten = false, stopped_at = NULL, \
              started_at = clock_timestamp(), seen_epoch = 0 \
              WHERE split_part(nodes.incarnation, '/', 1) = split_part(excluded.incarnation, '/', 1) \
                 OR nodes.forgotten OR nodes.lease_until < clock_timestamp()",
@@ -93,13 +107,25 @@ impl PostgresStore {
         Ok(rows::evicted(row))
     }
 
-    pub(super) async fn leave(&self) -> Result<(), StoreError> {
+    pub(super) async fn leave(&self, spooled: Spooled) -> Result<(), StoreError> {
         let mut session = self.connections.session().await?;
-        // Its rows of `busy` go with it.
-        sqlx::query("DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3")
+        let leaves_nothing = spooled.messages == 0;
+        let mut leave = sqlx::query(if leaves_nothing { LEAVE } else { STOP })
             .bind(&*self.node.name)
             .bind(self.node.service)
-            .bind(&*self.node.incarnation)
+            .bind(&*self.node.incarnation);
+        if !leaves_nothing {
+            leave = leave.bind(signed(spooled.messages)).bind(oldest(spooled));
+        }
+        leave.persistent(self.connections.keep_statements()).execute(session.connection()).await?;
+        Ok(session.end().await?)
+    }
+
+    pub(super) async fn report_adopted(&self, state_dirs: &[Box<str>]) -> Result<(), StoreError> {
+        let state_dirs: Vec<&str> = state_dirs.iter().map(|state_dir| &**state_dir).collect();
+        let mut session = self.connections.session().await?;
+        sqlx::query(ADOPTED)
+            .bind(state_dirs)
             .persistent(self.connections.keep_statements())
             .execute(session.connection())
             .await?;

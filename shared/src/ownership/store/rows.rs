@@ -3,7 +3,13 @@
 use crate::ownership::Epoch;
 use crate::ownership::map::{AccountRow, AliasRow, Change, Claim, DomainRow, MAX_REMOVED, Tables};
 
-use super::{Cursor, Node, Page, StoreError};
+use super::{Cursor, Node, Page, Spooled, StoreError};
+
+/// When the oldest message on a node's disk came, in seconds of the Unix epoch.
+pub(super) fn oldest(spooled: Spooled) -> Option<f64> {
+    let seconds = spooled.oldest.and_then(|seconds| u32::try_from(seconds).ok());
+    seconds.map(f64::from)
+}
 
 /// Most changes read at once.
 pub(super) const PAGE: i64 = 10_000;

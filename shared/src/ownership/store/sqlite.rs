@@ -22,9 +22,9 @@ use tokio::time::sleep;
 
 use super::rows::{
     self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, number,
-    signed,
+    oldest, signed,
 };
-use super::{Cursor, Grant, Node, Page, Report, Snapshot, StoreError};
+use super::{Cursor, Grant, Node, Page, Report, Snapshot, Spooled, StoreError};
 use crate::config::OwnershipConfig;
 use crate::ownership::Epoch;
 use crate::ownership::map::Tables;
@@ -35,6 +35,21 @@ use crate::ownership::table::expire_sqlite;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longest wait for another writer's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What remains of a node that leaves mail behind.
+const STOP: &str = "UPDATE nodes SET stopped_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), spooled = $4, \
+     spool_oldest = strftime('%Y-%m-%d %H:%M:%f', $5, 'unixepoch'), \
+     lease_until = min(lease_until, strftime('%Y-%m-%d %H:%M:%f', 'now', '-0.001 seconds')) \
+     WHERE node = $1 AND service = $2 AND incarnation = $3";
+
+/// A spool was adopted: who had it has stopped for good, or may come back without it.
+const ADOPTED: [&str; 2] = [
+    "DELETE FROM nodes WHERE stopped_at IS NOT NULL AND substr(incarnation, 1, length($1) + 1) = $1 || '/' \
+     AND lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now')",
+    "UPDATE nodes SET spooled = 0, spool_oldest = NULL \
+     WHERE substr(incarnation, 1, length($1) + 1) = $1 || '/' \
+     AND lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now')",
+];
 
 /// The ownership table in SQLite.
 #[derive(Debug)]
@@ -82,7 +97,7 @@ impl SqliteStore {
             "INSERT INTO nodes (node, service, incarnation, version, backends, lease_until, \
              seen_epoch) VALUES ($1, $2, $3, $4, $5, strftime('%Y-%m-%d %H:%M:%f', 'now'), 0) \
              ON CONFLICT (node, service) DO UPDATE SET incarnation = excluded.incarnation, \
-             version = excluded.version, backends = excluded.backends, forgotten = 0, \
+             version = excluded.version, backends = excluded.backends, forgotten = 0, stopped_at = NULL, \
              started_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), seen_epoch = 0 \
              WHERE nodes.forgotten OR nodes.lease_until < strftime('%Y-%m-%d %H:%M:%f', 'now') \
              OR substr(nodes.incarnation, 1, instr(nodes.incarnation || '/', '/')) \
@@ -111,19 +126,36 @@ impl SqliteStore {
         Ok(rows::evicted(row))
     }
 
-    pub(super) async fn leave(&self) -> Result<(), StoreError> {
+    pub(super) async fn leave(&self, spooled: Spooled) -> Result<(), StoreError> {
+        let leave = if spooled.messages == 0 {
+            "DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3"
+        } else {
+            STOP
+        };
         let mut transaction = self.nodes.begin_with("BEGIN IMMEDIATE").await?;
-        for delete in [
+        for statement in [
             "DELETE FROM busy WHERE node = $1 AND service = $2 AND EXISTS (SELECT 1 FROM nodes \
              WHERE node = $1 AND service = $2 AND incarnation = $3)",
-            "DELETE FROM nodes WHERE node = $1 AND service = $2 AND incarnation = $3",
+            leave,
         ] {
-            sqlx::query(delete)
+            let mut query = sqlx::query(statement)
                 .bind(&*self.node.name)
                 .bind(self.node.service)
-                .bind(&*self.node.incarnation)
-                .execute(&mut *transaction)
-                .await?;
+                .bind(&*self.node.incarnation);
+            if statement == STOP {
+                query = query.bind(signed(spooled.messages)).bind(oldest(spooled));
+            }
+            query.execute(&mut *transaction).await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    pub(super) async fn report_adopted(&self, state_dirs: &[Box<str>]) -> Result<(), StoreError> {
+        let mut transaction = self.nodes.begin_with("BEGIN IMMEDIATE").await?;
+        for state_dir in state_dirs {
+            for statement in ADOPTED {
+                sqlx::query(statement).bind(&**state_dir).execute(&mut *transaction).await?;
+            }
         }
         Ok(transaction.commit().await?)
     }
@@ -233,13 +265,16 @@ impl SqliteStore {
         }
         let mut transaction = self.nodes.begin_with("BEGIN IMMEDIATE").await?;
         let seen = sqlx::query(
-            "UPDATE nodes SET seen_epoch = $4, updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now') \
+            "UPDATE nodes SET seen_epoch = $4, updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), \
+             spooled = $5, spool_oldest = strftime('%Y-%m-%d %H:%M:%f', $6, 'unixepoch') \
              WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten",
         )
         .bind(&*self.node.name)
         .bind(self.node.service)
         .bind(&*self.node.incarnation)
         .bind(signed(cursor.epoch))
+        .bind(signed(report.spooled.messages))
+        .bind(oldest(report.spooled))
         .execute(&mut *transaction)
         .await?;
         if seen.rows_affected() == 0 {

@@ -4,6 +4,8 @@ use super::{Table, TableError};
 
 const POSTGRES_LIST: &str = "SELECT n.node, n.service, CAST(n.lease_until AS text) AS lease_until, \
        n.lease_until >= clock_timestamp() AS lease_runs, n.forgotten, n.listen, n.seen_epoch, \
+       CAST(n.stopped_at AS text) AS stopped_at, n.spooled, \
+       CAST(n.spool_oldest AS text) AS spool_oldest, \
        (SELECT epoch FROM clock) AS newest_epoch, \
        CAST(coalesce(sum(b.sessions), 0) AS bigint) AS sessions, \
        CAST(coalesce(sum(b.deliveries), 0) AS bigint) AS deliveries, \
@@ -13,7 +15,7 @@ const POSTGRES_LIST: &str = "SELECT n.node, n.service, CAST(n.lease_until AS tex
      GROUP BY n.node, n.service ORDER BY n.node, n.service";
 const SQLITE_LIST: &str = "SELECT n.node, n.service, n.lease_until, \
        n.lease_until >= strftime('%Y-%m-%d %H:%M:%f', 'now') AS lease_runs, n.forgotten, n.listen, \
-       n.seen_epoch, (SELECT epoch FROM main.clock) AS newest_epoch, \
+       n.seen_epoch, n.stopped_at, n.spooled, n.spool_oldest, (SELECT epoch FROM main.clock) AS newest_epoch, \
        coalesce(sum(b.sessions), 0) AS sessions, coalesce(sum(b.deliveries), 0) AS deliveries, \
        coalesce(sum(b.in_doubt), 0) AS in_doubt \
      FROM nodes.nodes n LEFT JOIN nodes.busy b ON b.node = n.node AND b.service = n.service \
@@ -51,6 +53,19 @@ pub struct NodeLine {
     pub deliveries: i64,
     /// Deliveries whose verdict will never count.
     pub in_doubt: i64,
+    /// It has stopped, and left mail behind. UTC.
+    pub stopped_at: Option<String>,
+    /// Messages on its disk, as it said last.
+    pub spooled: i64,
+    /// When the oldest of them came, UTC.
+    pub spool_oldest: Option<String>,
+}
+
+impl NodeLine {
+    /// There is mail on its disk, and nobody who delivers it.
+    pub fn leaves_mail(&self) -> bool {
+        self.spooled > 0 && (self.forgotten || !self.lease_runs)
+    }
 }
 
 /// Why a node is not forgotten.

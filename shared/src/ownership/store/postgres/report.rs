@@ -1,6 +1,6 @@
 //! What a node says of itself, in Postgres.
 
-use super::super::rows::signed;
+use super::super::rows::{oldest, signed};
 use super::super::{Cursor, Grant, Report, StoreError};
 use super::{PostgresStore, read_only};
 
@@ -14,7 +14,8 @@ const UNSAY: &str = "WITH mine AS (UPDATE nodes SET seen_epoch = 0, updated_at =
 const REPORT: &str = "WITH here AS (SELECT (SELECT id FROM database) = $8 AND ($7::text IS NULL OR EXISTS \
        (SELECT 1 FROM changes WHERE epoch = $4 AND kind = $5 AND name = $6 \
         AND nonce::text = $7)) AS intact), \
-     seen AS (UPDATE nodes SET seen_epoch = $4, updated_at = clock_timestamp() \
+     seen AS (UPDATE nodes SET seen_epoch = $4, updated_at = clock_timestamp(), \
+       spooled = $15, spool_oldest = to_timestamp($16) \
        WHERE node = $1 AND service = $2 AND incarnation = $3 AND NOT forgotten \
        AND (extract(epoch FROM lease_until) * 1000000)::bigint = $9 \
        AND (SELECT intact FROM here) RETURNING 1), \
@@ -77,6 +78,8 @@ impl PostgresStore {
             .bind(epochs)
             .bind(sessions)
             .bind(deliveries)
+            .bind(signed(report.spooled.messages))
+            .bind(oldest(report.spooled))
             // Planned each time: the plan for one account is none for a hundred thousand.
             .persistent(false)
             .fetch_one(session.connection())
