@@ -9,8 +9,10 @@ use shared::config::{Config, ListenerConfig, ListenerTls, MxConfig, MxKind, MxLi
 use shared::lifecycle::Lifecycle;
 use shared::listener::{Listener, Refused};
 use shared::service::{Program, Service, ServiceError};
+use shared::state_dir::StateDir;
 use tokio::time::sleep;
 
+use crate::admin;
 use crate::authentication::{Authenticator, AuthenticatorError};
 use crate::body::Memory;
 use crate::delivery::{FirstAnswers, Offers, Pool};
@@ -20,13 +22,16 @@ use crate::lookup::server::{LookupError, Server};
 use crate::mail_log::MailLog;
 use crate::queue::{Queue, Rules};
 use crate::serve::{Context, serve};
-use crate::spool::Spool;
+use crate::spool::{Spool, SpoolError};
 
 /// Octets that all messages being received may keep in memory together.
 const MEMORY: usize = 256 * 1024 * 1024;
 /// Longest wait for an owner's answer to a recipient, everything counted: a kept connection that fails,
 /// another one, TLS. Clients wait for 5 minutes (RFC 5321 §4.5.3.2.3).
 const LONGEST_ASK: Duration = Duration::from_mins(2);
+/// How often a spool that is in use is tried again at the start, and how long between two times.
+const OPEN_ATTEMPTS: u32 = 20;
+const OPEN_PAUSE: Duration = Duration::from_millis(250);
 /// How often kept connections are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -38,6 +43,8 @@ pub struct Gateway {
     edge: Arc<Edge>,
     temporary: PathBuf,
     queue: Arc<Queue>,
+    /// The spools of other processes of this service.
+    others: Vec<PathBuf>,
     /// What the queue's deliveries work with.
     outbound: Option<Arc<ArcSwap<Context>>>,
     mail_log: ArcSwap<MailLog>,
@@ -82,9 +89,18 @@ impl Program for Gateway {
         let temporary = service.state.path().join("incoming");
         std::fs::create_dir_all(&temporary)?;
         let queue = open_queue(service, &config).await?;
+        if let Err(error) =
+            admin::open(service.state.path(), &service.lifecycle, Arc::clone(&queue))
+        {
+            tracing::error!(%error, "no admin socket: mailshift queue cannot ask this process");
+        }
+        let others = StateDir::candidates(&config.node.state_dir, Self::NAME);
+        let others = others.filter(|path| path != service.state.path());
+        let others = others.map(|path| path.join("spool")).collect();
         let (asking, offers, first) = ask(&service.lifecycle, &config);
         let mut gateway = Self {
             queue,
+            others,
             outbound: None,
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
@@ -130,7 +146,8 @@ impl Program for Gateway {
     fn serve(&self) {
         if let Some(outbound) = &self.outbound {
             let queue = Arc::clone(&self.queue);
-            self.lifecycle.spawn_chore("queue", queue.run(Arc::clone(outbound)));
+            let run = queue.run(Arc::clone(outbound), self.others.clone());
+            self.lifecycle.spawn_chore("queue", run);
         }
         for Bound { kind, listener, context, .. } in &self.bound {
             let (addresses, context) = (listener.addresses(), Arc::clone(context));
@@ -232,7 +249,15 @@ impl Gateway {
 /// What was left in the spool is tried as soon as the table is loaded.
 async fn open_queue(service: &Service, config: &Config) -> Result<Arc<Queue>, ServiceError> {
     let directory = service.state.path().join("spool");
-    let opened = Spool::open(&directory, config.mx.queue.reserve).await;
+    let mut opened = Spool::open(&directory, config.mx.queue.reserve).await;
+    for _ in 0..OPEN_ATTEMPTS {
+        if !matches!(opened, Err(SpoolError::InUse(_))) {
+            break;
+        }
+        // Another process may be taking over what the last one here has left.
+        sleep(OPEN_PAUSE).await;
+        opened = Spool::open(&directory, config.mx.queue.reserve).await;
+    }
     let (spool, stored) = opened.map_err(|error| ServiceError::Disk(error.to_string().into()))?;
     if !stored.is_empty() {
         tracing::info!(messages = stored.len(), "messages are in the queue");

@@ -7,6 +7,7 @@
 //! session still delivers to some recipients.
 
 mod attempt;
+mod desk;
 mod failure;
 pub mod gate;
 mod hand;
@@ -14,19 +15,21 @@ pub mod index;
 mod plan;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use shared::backend::BackendName;
 use shared::lifecycle::Lifecycle;
+use shared::ownership::spool::Spooled;
 use shared::ownership::{Ownership, Watch};
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use self::gate::Gate;
 pub use self::hand::{Added, InHand};
-use self::index::{Id, Index, Slot, Target};
+use self::index::{Id, Index, New, Slot, Target};
 use crate::body::Message;
 use crate::serve::Context;
 use crate::spool::{Envelope, Health, Recipient, Route, Spool, SpoolError, State as Stage, Stored};
@@ -172,18 +175,22 @@ impl Queue {
             added.iter().map(|added| added.recipient.clone()).collect();
         let Content { header, message } = content;
         self.spool.commit(&envelope, &recipients, header, message).await?;
-        let (slots, at) = (added.iter().map(Added::slot).collect(), Added::first_try(&added));
-        let expires = self.expiry(envelope.arrived, Duration::ZERO);
-        self.lock().index.insert(envelope.id.clone(), slots, true, expires, at);
+        let (recipients, at) = (added.iter().map(Added::slot).collect(), Added::first_try(&added));
+        let (came, expires) =
+            (seconds(envelope.arrived), self.expiry(envelope.arrived, Duration::ZERO));
+        let new = New { recipients, open: true, came, expires };
+        self.lock().index.insert(envelope.id.clone(), new, at);
         self.wake.notify_one();
         Ok(InHand::new(self, envelope.id))
     }
 
-    /// Tries what is due until the service stops.
-    pub async fn run(self: Arc<Self>, contexts: Arc<ArcSwap<Context>>) {
+    /// Tries what is due until the service stops. `others` are the spools that other processes of this
+    /// service may leave behind.
+    pub async fn run(self: Arc<Self>, contexts: Arc<ArcSwap<Context>>, others: Vec<PathBuf>) {
         let mut adopt = tokio::time::interval(ADOPT_EVERY);
         loop {
             let next = self.start_due(&contexts);
+            self.tell_size();
             let timer = async {
                 match next {
                     Some(next) => sleep_until(next.into()).await,
@@ -194,7 +201,7 @@ impl Queue {
                 () = self.lifecycle.draining().cancelled() => return,
                 () = self.wake.notified() => {}
                 () = timer => {}
-                _ = adopt.tick() => self.adopt_ended().await,
+                _ = adopt.tick() => self.adopt_ended(&others).await,
             }
         }
     }
@@ -234,16 +241,44 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Takes over the spools of processes that have ended.
-    async fn adopt_ended(&self) {}
+    /// Takes over the spools of processes of this service that have ended: nobody else delivers what is in
+    /// them.
+    async fn adopt_ended(&self, others: &[PathBuf]) {
+        for spool in others {
+            let is_empty = |place: &str| {
+                std::fs::read_dir(spool.join(place))
+                    .map_or(true, |mut files| files.next().is_none())
+            };
+            if is_empty("messages") && is_empty("dead") {
+                continue;
+            }
+            match self.take_over(spool).await {
+                Ok(_) | Err(SpoolError::InUse(_)) => {}
+                Err(error) => {
+                    let spool = spool.display();
+                    tracing::error!(%spool, %error, "cannot take over the spool of a process that has ended");
+                }
+            }
+        }
+    }
+
+    /// Says how much there is, for the table of nodes.
+    fn tell_size(&self) {
+        let state = self.lock();
+        let messages = u64::try_from(state.index.len()).unwrap_or(u64::MAX);
+        let oldest = state.index.oldest();
+        drop(state);
+        self.ownership.spool().set(Spooled { messages, oldest });
+    }
 
     /// Enters a message that is in the spool.
     fn enter(&self, stored: &Stored) {
-        let slots = stored.recipients.iter().map(slot).collect();
+        let recipients = stored.recipients.iter().map(slot).collect();
         let expires = self.expiry(stored.since(), stored.progress.held);
+        let new = New { recipients, open: false, came: seconds(stored.envelope.arrived), expires };
         let id: Id = stored.id().into();
         let mut state = self.lock();
-        state.index.insert(id.clone(), slots, false, expires, Instant::now());
+        state.index.insert(id.clone(), new, Instant::now());
         if stored.progress.frozen {
             state.index.freeze(&id, true, Instant::now());
         }
@@ -267,6 +302,10 @@ impl Watch for Queue {
             self.wake.notify_one();
         }
     }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// A recipient in the spool, as the index has it.

@@ -259,6 +259,20 @@ impl Spool {
         .await
     }
 
+    /// How many files were set aside since they cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// A [`SpoolError`].
+    pub async fn corrupt(&self) -> Result<usize, SpoolError> {
+        let path = self.0.disk.base().join("corrupt");
+        blocking(move || {
+            let failed = |source| SpoolError::Disk { doing: "list", path: path.clone(), source };
+            Ok(std::fs::read_dir(&path).map_err(failed)?.count())
+        })
+        .await
+    }
+
     /// Takes over the spool of another process, which must have ended: its lock is taken. Its messages, dead
     /// letters and what it had set aside are moved here.
     ///

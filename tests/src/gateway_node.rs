@@ -199,7 +199,10 @@ impl GatewayNode {
             mail_log: Arc::new(mail_log),
         });
         if let Some(queue) = queue.clone() {
-            lifecycle.spawn_chore("queue", queue.run(Arc::new(ArcSwap::new(Arc::clone(&cx)))));
+            lifecycle.spawn_chore(
+                "queue",
+                queue.run(Arc::new(ArcSwap::new(Arc::clone(&cx))), Vec::new()),
+            );
         }
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)

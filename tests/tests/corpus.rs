@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tests::fuzzed::TARGETS;
 
 /// Files and octets that a checkout is asked to carry.
-const MAX_FILES: usize = 500;
+const MAX_FILES: usize = 600;
 const MAX_OCTETS: usize = 1 << 20;
 
 fn fuzz() -> PathBuf {

@@ -17,7 +17,7 @@ use crate::letter::Letter;
 use crate::mail_log::Delays;
 use crate::outcome::Verdict;
 use crate::serve::Context;
-use crate::spool::{Recipient, Record, Stored};
+use crate::spool::{Recipient, Record, SpoolError, Stored};
 
 /// Tries a message; it waits again afterwards, or is done with.
 pub(super) async fn run(queue: Arc<Queue>, cx: Arc<Context>, id: Id, plan: Plan) {
@@ -25,6 +25,11 @@ pub(super) async fn run(queue: Arc<Queue>, cx: Arc<Context>, id: Id, plan: Plan)
     let mut unreachable = Vec::new();
     let wait = match try_once(&queue, &cx, &id, plan, &mut unreachable).await {
         Ok(wait) => wait,
+        Err(KeepError::Spool(error @ (SpoolError::Damaged { .. } | SpoolError::Unknown(_)))) => {
+            tracing::error!(%id, %error, "a queued message is not in the spool any more");
+            queue.lock().index.remove(&id, Instant::now());
+            Wait::default()
+        }
         Err(error) => {
             tracing::error!(%id, %error, "cannot try a queued message");
             Wait::after(pause(3), Instant::now())

@@ -28,11 +28,14 @@ pub struct Index {
     /// Accounts that are being delivered to, and who waits for that.
     delivering: HashMap<Box<str>, Vec<Id>>,
     arrivals: Arrival,
+    /// How many came in which second of the Unix epoch.
+    came: BTreeMap<u64, u32>,
 }
 
 #[derive(Debug)]
 struct Entry {
     arrival: Arrival,
+    came: u64,
     recipients: Vec<Slot>,
     state: State,
     /// Somebody who made it may add recipients to it.
@@ -59,6 +62,19 @@ pub struct Slot {
     pub dead: bool,
     /// Somebody else delivers to it at the moment.
     pub in_hand: bool,
+}
+
+/// A message that is added.
+#[derive(Debug)]
+pub struct New {
+    /// Its recipients.
+    pub recipients: Vec<Slot>,
+    /// More may come.
+    pub open: bool,
+    /// When it came, in seconds of the Unix epoch.
+    pub came: u64,
+    /// When it is given up.
+    pub expires: Instant,
 }
 
 /// Where a recipient's message goes.
@@ -119,21 +135,17 @@ impl Slot {
 }
 
 impl Index {
-    /// Adds a message, which is due at `at` unless nobody in it is. `open`: more recipients may come.
-    pub fn insert(
-        &mut self,
-        id: Id,
-        recipients: Vec<Slot>,
-        open: bool,
-        expires: Instant,
-        at: Instant,
-    ) {
+    /// Adds a message, which is due at `at` unless nobody in it is.
+    pub fn insert(&mut self, id: Id, new: New, at: Instant) {
+        let New { recipients, open, came, expires } = new;
         self.remove(&id, at);
         self.arrivals = self.arrivals.saturating_add(1);
         let state = State::Waiting { at: None, backends: Vec::new(), names: Vec::new() };
         let arrival = self.arrivals;
         let (frozen, tries, held) = (false, 0, None);
-        let entry = Entry { arrival, recipients, state, open, frozen, tries, expires, held };
+        let entry = Entry { arrival, came, recipients, state, open, frozen, tries, expires, held };
+        let count = self.came.entry(came).or_default();
+        *count = count.saturating_add(1);
         self.entries.insert(id.clone(), entry);
         self.schedule(&id, at);
     }
@@ -146,6 +158,18 @@ impl Index {
     /// True when there is none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// When the oldest message came, in seconds of the Unix epoch.
+    pub fn oldest(&self) -> Option<u64> {
+        self.came.first_key_value().map(|(came, _)| *came)
+    }
+
+    /// Whoever may have a message already is sent it again, whatever that doubles.
+    pub fn forget_doubts(&mut self, id: &str) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.recipients.iter_mut().for_each(|slot| slot.doubt = None);
+        }
     }
 
     /// All messages, in the order of their arrival.
@@ -376,6 +400,12 @@ impl Index {
     /// Forgets a message.
     pub fn remove(&mut self, id: &str, now: Instant) {
         let Some(entry) = self.entries.remove(id) else { return };
+        if let Some(count) = self.came.get_mut(&entry.came) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.came.remove(&entry.came);
+            }
+        }
         let (names, accounts) = match entry.state {
             State::Waiting { at, backends, names } => {
                 if let Some(at) = at {
@@ -463,11 +493,15 @@ mod tests {
         Slot::open(Target::Owner(Name::of_address(&Address::parse(name).unwrap())))
     }
 
+    fn new(recipients: Vec<Slot>, open: bool, now: Instant) -> New {
+        New { recipients, open, came: 7, expires: now + DAY }
+    }
+
     fn index(messages: &[(&str, &[&str])], now: Instant) -> Index {
         let mut index = Index::default();
         for (id, names) in messages {
             let slots = names.iter().map(|name| to(name)).collect();
-            index.insert((*id).into(), slots, false, now + DAY, now);
+            index.insert((*id).into(), new(slots, false, now), now);
         }
         index
     }
@@ -553,7 +587,7 @@ mod tests {
         let now = Instant::now();
         let mut index = Index::default();
         let in_hand = Slot { in_hand: true, ..to(ANN) };
-        index.insert("1".into(), vec![in_hand], true, now + DAY, now);
+        index.insert("1".into(), new(vec![in_hand], true, now), now);
         assert!(due(&mut index, now).is_empty());
         assert_eq!(index.add("1", vec![to(BEN)], now), Some(1));
         assert_eq!(due(&mut index, now).len(), 1);
@@ -605,6 +639,7 @@ mod tests {
         index.tried("2", Wait { at: Some(now), backends: vec![old()] }, now);
         index.remove("2", now);
         assert!(index.is_empty() && index.timers.is_empty() && index.by_name.is_empty());
+        assert_eq!(index.oldest(), None);
         assert!(index.delivering.is_empty() && index.awaited().is_empty());
     }
 }
