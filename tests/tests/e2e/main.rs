@@ -8,6 +8,7 @@ mod holds;
 mod identity;
 mod names;
 mod outage;
+mod queue;
 mod refusal;
 mod sqlite;
 mod starting;
