@@ -27,6 +27,10 @@ use crate::queue::{Added, Content, InHand, KeepError};
 use crate::serve::Context;
 use crate::spool::{self, Envelope, State};
 
+/// How long a client waits for the reply when nothing can be kept. Many give up after five minutes, and a
+/// reply that nobody waits for any more makes a duplicate (RFC 1047).
+const LONGEST_REPLY: Duration = Duration::from_mins(4);
+
 /// Whom a message is for.
 #[derive(Debug, Clone)]
 pub struct Recipient {
@@ -112,7 +116,7 @@ impl Custody {
     /// Hears the deliveries to their end.
     pub async fn run(mut self, mut settled: UnboundedReceiver<Settled>) {
         let patience = self.began.checked_add(self.cx.rules.patience);
-        let longest = self.began.checked_add(self.cx.rules.delivery_timeout);
+        let longest = self.began.checked_add(self.cx.rules.delivery_timeout.min(LONGEST_REPLY));
         let (patience, longest) = (patience.unwrap_or(self.began), longest.unwrap_or(self.began));
         loop {
             if self.client.is_some() && self.verdicts.iter().all(Option::is_some) {
@@ -194,7 +198,8 @@ impl Custody {
     }
 
     fn may_keep(&self) -> bool {
-        self.cx.queue.as_ref().is_some_and(|queue| queue.is_healthy())
+        let octets = self.letter.message.octets();
+        self.cx.queue.as_ref().is_some_and(|queue| queue.has_room_for(octets))
     }
 
     /// Commits recipients to the spool, and sees to it that the sender learns of those who failed. Those who
@@ -255,7 +260,7 @@ impl Custody {
         let Addressee { address, notify, orcpt } = to;
         let notify = notify.map(|notify| notify.as_str().into());
         let orcpt = orcpt.map(|orcpt| orcpt.as_str().into());
-        Some(spool::Recipient { address, name, route, state, notify, orcpt })
+        Some(spool::Recipient { address, name, notify, orcpt, route, state })
     }
 
     fn envelope(&self) -> Envelope {

@@ -32,7 +32,7 @@ pub use self::hand::{Added, InHand};
 use self::index::{Id, Index, New, Slot, Target};
 use crate::body::Message;
 use crate::serve::Context;
-use crate::spool::{Envelope, Health, Recipient, Route, Spool, SpoolError, State as Stage, Stored};
+use crate::spool::{Envelope, Recipient, Route, Spool, SpoolError, State as Stage, Stored};
 
 /// How long a backend that may have a message is not sent it again: whoever still works on it then has
 /// finished, as far as anybody can tell.
@@ -115,7 +115,9 @@ impl Queue {
             wake: Notify::new(),
             rules: ArcSwap::from_pointee(rules),
         };
-        stored.iter().for_each(|stored| queue.enter(stored));
+        for stored in stored {
+            queue.enter(stored);
+        }
         let queue = Arc::new(queue);
         let watch: Weak<dyn Watch> = Arc::downgrade(&queue) as _;
         ownership.watch_changes(watch);
@@ -135,9 +137,9 @@ impl Queue {
         &self.spool
     }
 
-    /// True while the spool can keep messages.
-    pub fn is_healthy(&self) -> bool {
-        self.spool.health() == Health::Well
+    /// True while the spool can keep a message of so many octets.
+    pub fn has_room_for(&self, octets: u64) -> bool {
+        self.spool.has_room_for(octets)
     }
 
     /// Messages in it.
@@ -179,7 +181,7 @@ impl Queue {
         let (came, expires) =
             (seconds(envelope.arrived), self.expiry(envelope.arrived, Duration::ZERO));
         let new = New { recipients, open: true, came, expires };
-        self.lock().index.insert(envelope.id.clone(), new, at);
+        self.lock().index.insert(&envelope.id, new, at);
         self.wake.notify_one();
         Ok(InHand::new(self, envelope.id))
     }
@@ -278,7 +280,7 @@ impl Queue {
         let new = New { recipients, open: false, came: seconds(stored.envelope.arrived), expires };
         let id: Id = stored.id().into();
         let mut state = self.lock();
-        state.index.insert(id.clone(), new, Instant::now());
+        state.index.insert(&id, new, Instant::now());
         if stored.progress.frozen {
             state.index.freeze(&id, true, Instant::now());
         }

@@ -123,7 +123,8 @@ impl Transaction {
             let reply = Reply::new(452, (5, 3), "Too many recipients, send the rest separately");
             return plain(named, reply);
         }
-        let may_keep = cx.queue.as_ref().is_some_and(|queue| queue.is_healthy());
+        let octets = self.mail.size.unwrap_or_default();
+        let may_keep = cx.queue.as_ref().is_some_and(|queue| queue.has_room_for(octets));
         let to = Addressee { address, notify, orcpt };
         let (backend, owner) = match place {
             Place::Owned(owner) => (Arc::clone(&owner.backend), Some(owner)),

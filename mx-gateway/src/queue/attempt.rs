@@ -86,7 +86,8 @@ async fn try_once(
             try_.failed.push(Refused { place, reply, by_server: false });
             continue;
         }
-        if let Err(unsent) = try_.add(&mut round, place, recipient) {
+        let Recipient { name, route, .. } = recipient;
+        if let Err(unsent) = round.add(place, &addressee(recipient), name, route) {
             try_.unsent(place, recipient, &unsent);
         }
     }
@@ -123,10 +124,6 @@ struct Try<'a> {
 }
 
 impl Try<'_> {
-    fn add(&self, round: &mut Round, place: usize, to: &Recipient) -> Result<(), Unsent> {
-        round.add(place, &addressee(to), &to.name, &to.route)
-    }
-
     fn unsent(&mut self, place: usize, to: &Recipient, unsent: &Unsent) {
         match unsent.verdict(&to.address) {
             Verdict::Refused(reply) if reply.class() == Class::Permanent => {

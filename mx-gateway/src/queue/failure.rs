@@ -151,7 +151,7 @@ impl Queue {
     /// Where a report to a sender goes: to its owner when it is ours, else the configured way. `None`: nowhere.
     fn way_back(&self, from: &ReversePath) -> Option<(Address, Route)> {
         let ReversePath::Mailbox(text) = from else { return None };
-        let address = Address::parse(text).ok()?;
+        let address = Address::parse_utf8(text).ok()?;
         let route = match self.ownership.look_up(&Name::of_address(&address)) {
             Err(Refusal::ForeignDomain) => Route::Via(self.rules.load().report_via.clone()?),
             Err(Refusal::NoSuchAccount) => return None,

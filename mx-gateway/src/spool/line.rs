@@ -235,7 +235,7 @@ impl RecipientLine {
             None => Route::Owner,
         };
         Some(Recipient {
-            address: Address::parse(&self.address).ok()?,
+            address: Address::parse_utf8(&self.address).ok()?,
             name: Name::of_kept(&self.name).ok()?,
             notify: self.notify.clone(),
             orcpt: self.orcpt.clone(),

@@ -100,23 +100,18 @@ async fn a_late_2xx_of_the_former_owner_does_not_count(engine: Engine) {
         node::by_lmtp("old", link.address(), lab.old.imap()) + &node::dovecot("new", &lab.new);
     let node = node::Node::start(&options, &lab.ca).await.unwrap();
     link.hold_verdicts();
-    let text = message("in doubt");
-    let sending = tokio::spawn({
-        let (address, text) = (node.smtp(), text.clone());
-        async move { smtp::send(address, "sender@example.com", &[ANN], &text).await }
-    });
+    let (address, text) = (node.smtp(), message("in doubt"));
+    let sending =
+        tokio::spawn(async move { smtp::send(address, "sender@example.com", &[ANN], &text).await });
     // Old has stored it and said so; the gateway has not heard it.
     link.verdict_held().await.unwrap();
     lab.table.flip(ANN, "new").unwrap();
     lab.table.settled(ANN).await.unwrap();
     link.release_verdicts();
     let reply = sending.await.unwrap().unwrap();
-    assert_eq!(reply.code / 100, 4, "{reply}");
-    assert_eq!(lab.new.inbox(ANN).len(), 0);
-    // The sender comes again, and the message is where ann is now (P9: once more at old is the price).
-    let again = smtp::send(node.smtp(), "sender@example.com", &[ANN], &text).await.unwrap();
-    assert_eq!(again.code, 250, "{again}");
-    assert_eq!(lab.new.inbox(ANN).len(), 1);
+    // In doubt it was kept, and goes where ann is now (P9: once more at old is the price).
+    assert_eq!(reply.code, 250, "{reply}");
+    until("ann has it", || (lab.new.inbox(ANN).len() == 1).then_some(())).await.unwrap();
 }
 
 async fn a_message_to_both_owners_is_split(engine: Engine) {

@@ -124,7 +124,10 @@ async fn a_sender_of_ours_is_told_when_its_mail_fails_for_good_and_a_stranger_is
         assert_eq!(reply.code, 250, "{reply}");
     }
     let gone = format!(
-        "UPDATE accounts SET state = 'active' WHERE account = '{ANN}'; DELETE FROM accounts WHERE account = '{ANN}'"
+        "BEGIN;
+         UPDATE accounts SET state = 'active' WHERE account = '{ANN}';
+         DELETE FROM accounts WHERE account = '{ANN}';
+         COMMIT;"
     );
     lab.table.sql(&gone).unwrap();
     until("bob is told", || (lab.old.inbox(BOB).len() == 1).then_some(())).await.unwrap();

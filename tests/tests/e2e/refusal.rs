@@ -1,6 +1,7 @@
 //! Who is refused, and in which words: never "wrong password" or "no such user" for a fault of ours (P2).
 
 use tests::lab::Lab;
+use tests::patience::until;
 use tests::smtp::{self, message};
 use tests::table::Engine;
 
@@ -10,7 +11,7 @@ tests::in_both! {
     an_unknown_recipient_is_refused_at_rcpt,
     a_row_with_an_unknown_owner_is_refused_for_now,
     a_wrong_password_is_the_owners_word,
-    an_owner_that_is_down_is_refused_for_now,
+    an_owner_that_is_down_is_nobodys_but_its_own_users_trouble,
 }
 
 async fn an_unknown_recipient_is_refused_at_rcpt(engine: Engine) {
@@ -67,13 +68,19 @@ async fn a_wrong_password_is_the_owners_word(engine: Engine) {
     assert_eq!(imap.server_name().await.unwrap(), "old");
 }
 
-async fn an_owner_that_is_down_is_refused_for_now(engine: Engine) {
+async fn an_owner_that_is_down_is_nobodys_but_its_own_users_trouble(engine: Engine) {
     let mut lab = Lab::start(engine).await.unwrap();
+    lab.table
+        .sql("INSERT INTO domains (domain, default_owner) VALUES ('example.net', 'new');")
+        .unwrap();
     let node = lab.node("node1").await.unwrap();
     lab.table.flip(BOB, "new").unwrap();
     lab.table.settled(BOB).await.unwrap();
     lab.new.stop().unwrap();
-    assert_eq!(node.recipient(BOB).await.unwrap().code / 100, 4);
+    let kept = node.send(BOB, "meanwhile").await.unwrap();
+    assert!(kept.to_string().contains("queued as "), "{kept}");
+    let unknown = node.recipient("nobody@example.net").await.unwrap();
+    assert_eq!(unknown.code, 451, "only a row makes a recipient known: {unknown}");
     let (_, response) = node.login(BOB).await.unwrap();
     assert!(response.tagged.starts_with("NO [UNAVAILABLE]"), "{response:?}");
     // Nobody falls back to old, and ann at old notices nothing.
@@ -84,4 +91,5 @@ async fn an_owner_that_is_down_is_refused_for_now(engine: Engine) {
     let text = message("back again");
     let reply = smtp::send(node.smtp(), "sender@example.com", &[BOB], &text).await.unwrap();
     assert_eq!(reply.code, 250, "{reply}");
+    until("both have arrived", || (lab.new.inbox(BOB).len() == 2).then_some(())).await.unwrap();
 }

@@ -73,11 +73,15 @@ async fn one_of_everything(log: &Log) -> Result<String> {
     let reply = smtp::send(node.address, SENDER, &[ANN], &"x".repeat(3000)).await?;
     ensure!(reply.code == 552, "{reply}");
 
-    for (answer, code) in [(Answer::Say("554 5.7.1 Spam"), 554), (Answer::Close, 451)] {
+    // Each node counts its sessions from one: those of the next begin when these have ended in the log.
+    log.after(3).await?;
+    for (ended, answer, code) in [(4, Answer::Say("554 5.7.1 Spam"), 554), (5, Answer::Close, 451)]
+    {
         let manners = Manners::default().but("(verdict)", answer);
         let (_old, _new, node) = log.node(manners, large).await?;
         let reply = smtp::send(node.address, SENDER, &[BEN], &plain).await?;
         ensure!(reply.code == code, "{reply}");
+        log.after(ended).await?;
     }
     log.after(5).await
 }

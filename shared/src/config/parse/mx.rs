@@ -55,7 +55,7 @@ impl Parser<'_, '_> {
             authentication: self.authentication(mx.authentication, &hostname),
             trusted_networks: mx.trusted_networks,
             patience: mx.patience,
-            queue: self.queue(mx.queue),
+            queue: self.queue(&mx.queue),
             mail_log: self.mail_log(mx.mail_log, &mx.mail_log_name),
             postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),
             lookup: self.lookup(mx.lookup, hostname.as_str(), &listeners),
@@ -87,7 +87,7 @@ impl Parser<'_, '_> {
         (!file.as_os_str().is_empty()).then_some(MailLogConfig { file, name })
     }
 
-    fn queue(&mut self, queue: raw::Queue) -> QueueConfig {
+    fn queue(&mut self, queue: &raw::Queue) -> QueueConfig {
         if queue.max_per_backend == 0 {
             self.problems.note("mx.queue.max_per_backend", "must be at least 1");
         }
