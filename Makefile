@@ -39,11 +39,13 @@ bench: ## Measure beside HAProxy, nginx, Dovecot and Postfix; prints the numbers
 # Many more people and flips than in `make test`.
 CHAOS_PEOPLE ?= 100
 CHAOS_ROUNDS ?= 120
+CHAOS_CRASHES ?= 500
 
-chaos: ## Flip, hold and break things under 800 sessions and logins without a pause, for half an hour
+chaos: ## Flip, hold, kill and break things under 800 sessions, and under mail, for most of an hour
 	@tests/deps.sh test cargo build --workspace --locked --bins
 	CROWD_PEOPLE=$(CHAOS_PEOPLE) CROWD_ROUNDS=$(CHAOS_ROUNDS) \
 		cargo test -p tests --locked --test crowd -- --test-threads 1 --nocapture
+	CRASH_ROUNDS=$(CHAOS_CRASHES) cargo test -p tests --locked --test crash -- --nocapture
 
 # Without a sanitizer, since there is no unsafe code here; so the stable compiler will do. What is found is
 # kept in fuzz/found; what breaks a promise in fuzz/artifacts: copy it to fuzz/corpus, where `make test`
