@@ -239,3 +239,25 @@ async fn the_grace_after_a_hand_over_ends_with_the_words_of_a_shutdown() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn mail_that_waits_is_taken_over_and_delivered_once() {
+    let host = Host::new(Engine::Sqlite).await;
+    let mut gateway = host.start("mx-gateway").await;
+    host.table.mailshift(&["hold", BOB, "--for", "10m"]).unwrap();
+    host.table.settled(BOB).await.unwrap();
+    for number in 0..3 {
+        let message = smtp::message(&format!("waits {number}"));
+        let reply = smtp::send(host.smtp, "s@example.com", &[BOB], &message).await.unwrap();
+        assert!(reply.to_string().contains("queued as "), "{reply}");
+    }
+    for round in 1..=2 {
+        gateway.upgrade().await;
+        gateway.said("a spool was taken over", round).await;
+    }
+    let release = format!("UPDATE accounts SET state = 'active' WHERE account = '{BOB}';");
+    host.table.sql(&release).unwrap();
+    host.mail.until("all three", |mail| mail.messages().len() == 3).await.unwrap();
+    host.table.settled(BOB).await.unwrap();
+    assert_eq!(host.mail.messages().len(), 3);
+}
