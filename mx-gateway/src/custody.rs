@@ -89,7 +89,7 @@ impl Custody {
             letter: Arc::clone(letter),
             origin,
             began: Instant::now(),
-            arrived: SystemTime::now(),
+            arrived: spool::now(),
             verdicts: vec![None; recipients.len()],
             doubts: vec![None; recipients.len()],
             stored: vec![None; recipients.len()],
@@ -157,7 +157,7 @@ impl Custody {
         if *verdict == Verdict::InDoubt
             && let Some(doubt) = self.doubts.get_mut(*place)
         {
-            *doubt = Some(State::InDoubt { owner: backend.name.clone(), since: SystemTime::now() });
+            *doubt = Some(State::InDoubt { owner: backend.name.clone(), since: spool::now() });
         }
         if let Some(known) = self.verdicts.get_mut(*place) {
             *known = Some(verdict.clone());

@@ -36,6 +36,7 @@ use self::file::{Entry, LoadError};
 use self::index::{Index, Step, draw_up, lock, wide};
 use crate::body::Message;
 
+pub use self::clock::now;
 pub use self::error::SpoolError;
 pub use self::health::{Fault, Health, Trouble};
 pub use self::message::{

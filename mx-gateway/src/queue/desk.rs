@@ -236,6 +236,15 @@ impl Queue {
             Change::Retry => {
                 let mut state = self.lock();
                 state.index.forget_doubts(id);
+                // A backend that was away is tried now, whatever the pause.
+                let rooms: Vec<_> = state
+                    .gates
+                    .iter_mut()
+                    .map(|(name, gate)| (name.clone(), gate.answers()))
+                    .collect();
+                for (backend, room) in rooms {
+                    state.index.admit(&backend, room, now);
+                }
                 state.index.schedule(id, now);
                 return Ok(state.index.recipients(id).is_some());
             }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use shared::address::Address;
 use shared::ownership::{Name, Refusal};
@@ -18,7 +17,7 @@ use crate::body::Message;
 use crate::delivery::Introduction;
 use crate::report::{self, Due, News, Report, Reported};
 use crate::spool::{
-    Envelope, Failure, Fate, Recipient, Record, Route, SpoolError, State as Stage, Stored,
+    self, Envelope, Failure, Fate, Recipient, Record, Route, SpoolError, State as Stage, Stored,
 };
 
 /// A recipient that failed.
@@ -66,7 +65,7 @@ impl Queue {
             Failed { recipient, reply: reply.clone(), by_server: true }
         });
         let fates = self.fates(envelope, content, &failed.collect::<Vec<_>>()).await?;
-        let at = SystemTime::now();
+        let at = spool::now();
         let told = refused.into_iter().zip(fates).map(|((mut added, reply), fate)| {
             added.recipient.state = Stage::Failed(Box::new(Failure { reply, fate, at }));
             added
@@ -206,7 +205,7 @@ impl Queue {
                 hostname: rules.hostname.clone(),
                 ..envelope.introduction.clone()
             },
-            arrived: SystemTime::now(),
+            arrived: spool::now(),
             may_report: false,
         };
         let name = Name::of_address(&address);

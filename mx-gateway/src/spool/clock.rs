@@ -22,6 +22,6 @@ pub(super) fn span(duration: Duration) -> u64 {
 }
 
 /// Now, to the millisecond, so that it is the same after it was kept.
-pub(super) fn now() -> SystemTime {
+pub fn now() -> SystemTime {
     time(millis(SystemTime::now()))
 }

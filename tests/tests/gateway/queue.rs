@@ -202,6 +202,26 @@ async fn an_owner_that_hangs_up_after_the_end_may_have_it_and_is_not_asked_again
 }
 
 #[tokio::test]
+async fn recipients_that_come_to_be_in_doubt_one_after_the_other_are_all_kept() -> Result<()> {
+    let manners = || Manners::default().but("(verdict)", Answer::CloseOnce);
+    let post = Post::set(manners(), manners()).await?;
+    let reply = post.send(&[ANN, BEN, NED]).await?.to_string();
+    assert!(reply.starts_with("250 2.0.0 Ok, queued"), "{reply}");
+    assert_eq!(post.files(), 1);
+    // Whoever owns them now cannot have it.
+    post.node.set_owner("ann", "new");
+    post.node.set_owner("ben", "new");
+    post.node.set_owner("ned", "old");
+    post.until_empty().await?;
+    let (mut old, mut new) = (post.old.recipients(), post.new.recipients());
+    (old.sort(), new.sort());
+    // What each had read before it hung up counts, too.
+    let all = [ANN, BEN, NED].map(str::to_owned).to_vec();
+    assert_eq!((old, new), (all.clone(), all));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_is_not_kept_waiting_by_a_slow_owner_whose_late_yes_counts() -> Result<()> {
     let manners = Manners::default().but("(verdict)", Answer::Ask);
     let mut post = Post::set_with(manners, Manners::default(), impatient()).await?;
