@@ -214,7 +214,8 @@ async fn recipients_that_come_to_be_in_doubt_one_after_the_other_are_all_kept() 
     post.node.set_owner("ned", "old");
     post.until_empty().await?;
     let (mut old, mut new) = (post.old.recipients(), post.new.recipients());
-    (old.sort(), new.sort());
+    old.sort();
+    new.sort();
     // What each had read before it hung up counts, too.
     let all = [ANN, BEN, NED].map(str::to_owned).to_vec();
     assert_eq!((old, new), (all.clone(), all));
