@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use shared::address::Address;
 use shared::ownership::{FlippedAt, Owner};
@@ -74,7 +74,8 @@ pub fn softened(
     flipped: Option<FlippedAt>,
     Terms { grace, now }: Terms,
 ) -> Option<Duration> {
-    let ago = now.duration_since(flipped?.time()).unwrap_or_default();
+    let flipped = UNIX_EPOCH + Duration::from_secs(flipped?.seconds().into());
+    let ago = now.duration_since(flipped).unwrap_or_default();
     (says_no_mailbox(reply, refused) && ago < grace).then_some(ago)
 }
 
@@ -163,13 +164,12 @@ mod tests {
     const FLIPPED: u64 = 1_700_000_000;
 
     fn flipped() -> Option<FlippedAt> {
-        FlippedAt::of_time(SystemTime::UNIX_EPOCH + Duration::from_secs(FLIPPED))
+        FlippedAt::of_seconds(i64::try_from(FLIPPED).unwrap())
     }
 
     /// So long after the flip; before it where that is less than nothing.
     fn at(seconds: i64) -> Terms {
-        let now = SystemTime::UNIX_EPOCH
-            + Duration::from_secs(FLIPPED.checked_add_signed(seconds).unwrap());
+        let now = UNIX_EPOCH + Duration::from_secs(FLIPPED.checked_add_signed(seconds).unwrap());
         Terms { grace: GRACE, now }
     }
 

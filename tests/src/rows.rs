@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use shared::backend::Backend;
 use shared::ownership::map::{AccountRow, AliasRow};
 use shared::ownership::{Change, DomainRow, Epoch, FlippedAt, Ownership};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
 
 use crate::patience::{PATIENCE, until};
@@ -47,7 +47,8 @@ impl Rows {
 
     /// Gives an account of [`DOMAIN`] to `owner`, as a flip did that is so long ago.
     pub fn flip(&self, local: &str, owner: &str, ago: Duration) -> Epoch {
-        let flipped = SystemTime::now().checked_sub(ago).and_then(FlippedAt::of_time);
+        let flipped = SystemTime::now().duration_since(UNIX_EPOCH + ago).unwrap_or_default();
+        let flipped = FlippedAt::of_seconds(flipped.as_secs().cast_signed());
         self.set(local, AccountRow { owner: owner.into(), held: false, login: true, flipped })
     }
 

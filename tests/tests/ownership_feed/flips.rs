@@ -1,9 +1,9 @@
 //! One statement in the operator's shell, and what becomes of look-ups and running work on the nodes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use shared::ownership::{Owner, Refusal, Work};
+use shared::ownership::{FlippedAt, Owner, Refusal, Work};
 use sqlx::PgPool;
 use tests::patience::until;
 use tests::postgres::Server;
@@ -137,13 +137,12 @@ async fn a_held_account_is_served_by_nobody(table: Table) {
 }
 
 /// As the node has it, in seconds of the Unix epoch.
-fn flipped(node: &Node, account: &str) -> Option<u64> {
-    let flipped = node.look_up(account).unwrap().flipped?;
-    Some(flipped.time().duration_since(UNIX_EPOCH).unwrap().as_secs())
+fn flipped(node: &Node, account: &str) -> Option<u32> {
+    node.look_up(account).unwrap().flipped.map(FlippedAt::seconds)
 }
 
 /// As the table has it.
-fn flipped_in(table: &Table, account: &str) -> Option<u64> {
+fn flipped_in(table: &Table, account: &str) -> Option<u32> {
     let seconds = if table.url().starts_with("sqlite:") {
         "unixepoch(flipped_at)"
     } else {

@@ -1,7 +1,6 @@
 //! When an account was given to another owner, in four octets, of which `None` needs no more.
 
 use std::num::NonZeroU32;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// When an account was last given to another owner, by the database's clock, in whole seconds. Later than in
 /// the year 2106 is then.
@@ -15,15 +14,9 @@ impl FlippedAt {
         NonZeroU32::new(seconds).map(Self)
     }
 
-    /// The second that this moment lies in.
-    pub fn of_time(time: SystemTime) -> Option<Self> {
-        let seconds = time.duration_since(UNIX_EPOCH).ok()?.as_secs();
-        Self::of_seconds(i64::try_from(seconds).unwrap_or(i64::MAX))
-    }
-
-    /// The moment.
-    pub fn time(self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(self.0.get().into())
+    /// In seconds after the beginning of 1970.
+    pub fn seconds(self) -> u32 {
+        self.0.get()
     }
 }
 
@@ -32,14 +25,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_kept_to_the_second_and_there_is_none_before_1970() {
-        let time = UNIX_EPOCH + Duration::from_millis(1_700_000_000_900);
-        let flipped = FlippedAt::of_time(time).unwrap();
-        assert_eq!(FlippedAt::of_seconds(1_700_000_000), Some(flipped));
-        assert_eq!(flipped.time(), UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+    fn there_is_no_moment_before_1970_and_none_after_2106() {
+        let seconds = |seconds| FlippedAt::of_seconds(seconds).map(FlippedAt::seconds);
+        assert_eq!(seconds(1_700_000_000), Some(1_700_000_000));
         for none in [0, -1, i64::MIN] {
-            assert_eq!(FlippedAt::of_seconds(none), None, "{none}");
+            assert_eq!(seconds(none), None, "{none}");
         }
-        assert_eq!(FlippedAt::of_seconds(i64::MAX), FlippedAt::of_seconds(u32::MAX.into()));
+        assert_eq!((seconds(u32::MAX.into()), seconds(i64::MAX)), (Some(u32::MAX), Some(u32::MAX)));
+        assert_eq!(size_of::<Option<FlippedAt>>(), 4);
     }
 }
