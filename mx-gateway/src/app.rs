@@ -18,6 +18,7 @@ use crate::body::Memory;
 use crate::delivery::{FirstAnswers, Offers, Pool};
 use crate::dnsbl::Dnsbl;
 use crate::edge::Edge;
+use crate::grace::Grace;
 use crate::lookup::server::{LookupError, Server};
 use crate::mail_log::MailLog;
 use crate::queue::{Queue, Rules};
@@ -41,6 +42,7 @@ pub struct Gateway {
     lifecycle: Lifecycle,
     memory: Arc<Memory>,
     edge: Arc<Edge>,
+    grace: Arc<Grace>,
     temporary: PathBuf,
     queue: Arc<Queue>,
     /// The spools of other processes of this service.
@@ -105,6 +107,7 @@ impl Program for Gateway {
             lifecycle: service.lifecycle.clone(),
             memory: Memory::new(MEMORY),
             edge: Arc::new(Edge::new(config.mx.limits.clone(), Instant::now())),
+            grace: Arc::default(),
             temporary,
             mail_log: ArcSwap::from_pointee(mail_log(&config)),
             bound: Vec::new(),
@@ -237,6 +240,7 @@ impl Gateway {
             pool: Arc::clone(parts.pool),
             queue: Some(Arc::clone(&self.queue)),
             offers: Arc::clone(parts.offers),
+            grace: Arc::clone(&self.grace),
             memory: Arc::clone(&self.memory),
             temporary: self.temporary.clone(),
             // What mail systems of ours hand on was looked at where it came from.

@@ -29,9 +29,9 @@ use pool::Obtained;
 pub use pool::Pool;
 pub use round::{Round, Unsent};
 
+use crate::grace::{self, Refused, Terms};
 use crate::letter::Letter;
 use crate::outcome::Verdict;
-use crate::refusal;
 use crate::serve::Context;
 
 /// Why a verdict does not count.
@@ -318,8 +318,9 @@ impl Delivery {
             return Ok(());
         };
         if ready.class() != Class::GoOn {
+            let refused = self.of_all(verdicts, &ready);
             for (recipient, verdict) in self.open(verdicts) {
-                *verdict = Some(self.refused(recipient, &ready));
+                *verdict = Some(self.refused(recipient, &ready, refused));
             }
             connection.reset_and_keep(&self.cx, &self.backend.name).await;
             return Ok(());
@@ -329,15 +330,18 @@ impl Delivery {
         connection.content(&self.letter.header, &self.letter.message).await?;
         ended.store(true, Ordering::Release);
         connection.finish(self.cx.rules.delivery_timeout).await?;
-        let mut of_all = None;
-        for (recipient, verdict) in self.open(verdicts) {
-            let reply = match of_all.take() {
-                Some(reply) => reply,
-                None => connection.verdict().await?,
-            };
-            *verdict = Some(self.judged(recipient, &reply));
-            // SMTP has one verdict for all recipients, LMTP one for each.
-            of_all = connection.has_one_verdict().then_some(reply);
+        // SMTP has one verdict for all recipients, LMTP one for each.
+        if connection.has_one_verdict() {
+            let reply = connection.verdict().await?;
+            let refused = self.of_all(verdicts, &reply);
+            for (recipient, verdict) in self.open(verdicts) {
+                *verdict = Some(self.judged(recipient, &reply, refused));
+            }
+        } else {
+            for (recipient, verdict) in self.open(verdicts) {
+                let reply = connection.verdict().await?;
+                *verdict = Some(self.judged(recipient, &reply, Refused::Message));
+            }
         }
         connection.discard_on_drop(false)?;
         connection.keep(&self.cx, &self.backend.name);
@@ -392,7 +396,7 @@ impl Delivery {
             Begun::Open(connection, replies) => (connection, replies),
             Begun::Refused(reply) => {
                 for (recipient, verdict) in self.open(verdicts) {
-                    *verdict = Some(self.refused(recipient, &reply));
+                    *verdict = Some(self.refused(recipient, &reply, Refused::Transaction));
                 }
                 return Ok(None);
             }
@@ -400,7 +404,7 @@ impl Delivery {
         let answered = self.recipients.iter().zip(&replies).zip(verdicts.iter_mut());
         for ((recipient, reply), verdict) in answered {
             if reply.class() != Class::Accepted {
-                *verdict = Some(self.refused(recipient, reply));
+                *verdict = Some(self.refused(recipient, reply, Refused::Recipient));
             }
         }
         if verdicts.iter().any(Option::is_none) {
@@ -410,10 +414,23 @@ impl Delivery {
         Ok(None)
     }
 
+    /// What one reply for all who are left is a no to. Nobody can tell which of them it means, so it is about
+    /// their mailboxes only where each of them may be meant.
+    fn of_all(&self, verdicts: &mut Verdicts, reply: &Reply) -> Refused {
+        let terms = Terms::of(self.cx.rules.flip_grace);
+        let may_be_meant = |recipient: &Recipient| {
+            let flipped = recipient.warrant.owner().and_then(|owner| owner.flipped);
+            grace::softened(reply, Refused::Message, flipped, terms).is_some()
+        };
+        let concerned = self.open(verdicts).map(|(recipient, _)| recipient);
+        let mut concerned = concerned.filter(|recipient| recipient.still_stands(&self.cx));
+        if concerned.all(may_be_meant) { Refused::Message } else { Refused::Transaction }
+    }
+
     /// An owner's verdict on the message, as it counts at the moment it arrived (P3).
-    fn judged(&self, recipient: &Recipient, reply: &Reply) -> Found {
+    fn judged(&self, recipient: &Recipient, reply: &Reply, refused: Refused) -> Found {
         if reply.class() != Class::Accepted {
-            return self.refused(recipient, reply);
+            return self.refused(recipient, reply, refused);
         }
         if recipient.still_stands(&self.cx) {
             Found { verdict: Verdict::Accepted, reply: Some(reply.clone()), why: None }
@@ -423,9 +440,11 @@ impl Delivery {
     }
 
     /// A no counts as long as a yes: the owner of now may think otherwise.
-    fn refused(&self, recipient: &Recipient, reply: &Reply) -> Found {
+    fn refused(&self, recipient: &Recipient, reply: &Reply, refused: Refused) -> Found {
         if recipient.still_stands(&self.cx) {
-            let verdict = Verdict::Refused(refusal::by_owner(reply, &recipient.to.address));
+            let (to, owner) = (&recipient.to.address, recipient.warrant.owner());
+            let terms = Terms::of(self.cx.rules.flip_grace);
+            let verdict = Verdict::Refused(self.cx.grace.refusal(reply, refused, to, owner, terms));
             Found { verdict, reply: Some(reply.clone()), why: None }
         } else {
             Found::without(Verdict::NotSent, Some(MOVED.to_owned()))

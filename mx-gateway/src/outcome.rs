@@ -8,6 +8,8 @@
 //! | nobody refused for now or somebody may have it | 250 | who has it is done; who was refused for good is reported; all others are kept in the spool, before the 250 |
 //! | as the last, and the spool cannot keep it | 4yz | the sender keeps the message; who has it gets it twice then (P9) |
 //!
+//! What an owner refuses for good in the grace after a flip ([`crate::grace`]) comes here as refused for now.
+//!
 //! With LMTP each recipient has a reply of its own (RFC 2033 §4.2), and nobody depends on another.
 
 use shared::smtp::reply::{Class, Reply};

@@ -79,6 +79,15 @@ pub fn unreachable(to: &Address) -> Reply {
     Reply::new(451, (4, 1), format!("<{to}>: not reachable for now, try again later"))
 }
 
+/// The owner says that it has no such mailbox, a short time after it was given it.
+pub fn just_moved(to: &Address) -> Reply {
+    Reply::new(
+        451,
+        (2, 0),
+        format!("<{to}>: the mailbox was moved a short time ago, try again later"),
+    )
+}
+
 /// Somebody must act on our side; the sender may come again.
 pub fn misconfigured(to: &Address) -> Reply {
     Reply::new(451, (3, 5), format!("<{to}>: not deliverable for now, try again later"))

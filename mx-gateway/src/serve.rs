@@ -25,6 +25,7 @@ use crate::custody::{Origin, place_of};
 use crate::delivery::{Introduction, Offers, Pool};
 use crate::dnsbl::Dnsbl;
 use crate::edge::{Edge, Guessed};
+use crate::grace::Grace;
 use crate::hop::{self, Hops};
 use crate::letter::Letter;
 use crate::mail_log::{Client, MailLog, Named, Tally};
@@ -67,6 +68,8 @@ pub struct Context {
     pub queue: Option<Arc<Queue>>,
     /// What owners offer.
     pub offers: Arc<Offers>,
+    /// Owners that do not know yet what they have been given.
+    pub grace: Arc<Grace>,
     /// What messages may keep in memory together.
     pub memory: Arc<Memory>,
     /// Where large messages are kept while they are received.

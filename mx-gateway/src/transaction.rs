@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::custody::{Custody, Origin, Recipient};
 use crate::delivery::{Begun, Connection, DeliveryError, Introduction, Round, begin};
+use crate::grace::{Refused, Terms};
 use crate::letter::Letter;
 use crate::recipient::{self, Found, Place};
 use crate::refusal;
@@ -155,14 +156,18 @@ impl Transaction {
         let is_known = owner.as_ref().is_none_or(|owner| owner.known);
         let answer = self.ask(cx, introduction, &backend, &recipient.to).await;
         let (reply, why) = match answer {
-            Ok(reply) if reply.class() == Class::Accepted => {
+            Ok((reply, _)) if reply.class() == Class::Accepted => {
                 if let Some(owner) = &owner {
                     cx.ownership.note_served(owner);
                 }
                 self.accept(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), None)
             }
-            Ok(reply) => (refusal::by_owner(&reply, &named), Some(reply.to_string())),
+            Ok((reply, refused)) => {
+                let terms = Terms::of(cx.rules.flip_grace);
+                let told = cx.grace.refusal(&reply, refused, &named, owner.as_ref(), terms);
+                (told, Some(reply.to_string()))
+            }
             Err(error) if error.is_misconfigured() => {
                 tracing::error!(owner = %backend.name, %error, "nothing is delivered there");
                 (refusal::misconfigured(&named), Some(error.to_string()))
@@ -181,7 +186,7 @@ impl Transaction {
         self.recipients.push(recipient);
     }
 
-    /// The owner's answer to this recipient, within the time allowed for it. When it is yes, the recipient
+    /// The owner's answer to this recipient, within the time allowed for it, and to what it was. When it is yes, the recipient
     /// is entered in the leg under the place it is about to get.
     async fn ask(
         &mut self,
@@ -189,7 +194,7 @@ impl Transaction {
         introduction: &Introduction,
         backend: &Arc<Backend>,
         to: &Addressee,
-    ) -> Result<Reply, DeliveryError> {
+    ) -> Result<(Reply, Refused), DeliveryError> {
         let place = self.recipients.len();
         let at = self.legs.iter().position(|leg| leg.backend.name == backend.name);
         let mut leg = match at {
@@ -198,7 +203,7 @@ impl Transaction {
         };
         let asked = timeout(cx.ask_timeout, leg.ask(cx, introduction, &self.mail, to));
         let answer = asked.await.unwrap_or(Err(DeliveryError::TimedOut));
-        if matches!(&answer, Ok(reply) if reply.class() == Class::Accepted) {
+        if matches!(&answer, Ok((reply, _)) if reply.class() == Class::Accepted) {
             leg.recipients.push(place);
         }
         self.legs.push(leg);
@@ -257,33 +262,37 @@ impl Leg {
         introduction: &Introduction,
         mail: &Mail,
         to: &Addressee,
-    ) -> Result<Reply, DeliveryError> {
+    ) -> Result<(Reply, Refused), DeliveryError> {
         match std::mem::replace(&mut self.state, LegState::Unreachable) {
             LegState::Unasked => {}
             LegState::Refused(reply) => {
                 self.state = LegState::Refused(reply.clone());
-                return Ok(reply);
+                return Ok((reply, Refused::Transaction));
             }
             LegState::Unreachable => return Err(DeliveryError::Unreachable),
             LegState::Open(mut connection) => {
                 if let Ok(reply) = connection.add(to).await {
                     self.state = LegState::Open(connection);
-                    return Ok(reply);
+                    return Ok((reply, Refused::Recipient));
                 }
                 // Closed, for instance after too many unknown recipients. This one is asked anew; the
                 // others are, too, when the message is sent, since the leg forgets them here.
                 self.recipients.clear();
             }
         }
-        let (state, reply) = match begin(cx, introduction, &self.backend, mail, &[to]).await? {
+        let (state, reply, refused) = match begin(cx, introduction, &self.backend, mail, &[to])
+            .await?
+        {
             Begun::Open(connection, mut replies) => {
                 let reply = replies.pop().ok_or(DeliveryError::Protocol("no answer to RCPT"))?;
-                (LegState::Open(connection), reply)
+                (LegState::Open(connection), reply, Refused::Recipient)
             }
-            Begun::Refused(reply) => (LegState::Refused(reply.clone()), reply),
+            Begun::Refused(reply) => {
+                (LegState::Refused(reply.clone()), reply, Refused::Transaction)
+            }
         };
         self.state = state;
-        Ok(reply)
+        Ok((reply, refused))
     }
 
     /// True when somebody was accepted there, and it is not this backend.

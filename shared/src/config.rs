@@ -138,6 +138,8 @@ pub struct MxConfig {
     pub delivery_timeout: Duration,
     /// Longest time that a client waits for it: then the message is kept, and the delivery goes on.
     pub patience: Duration,
+    /// So long after an account was flipped its owner's word that it does not exist is temporary; zero: never.
+    pub flip_grace: Duration,
     /// Received headers after which a message is taken to loop (RFC 5321 §6.3).
     pub max_received: usize,
     /// What is found out about senders; `None`: nothing.

@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use arc_swap::ArcSwap;
 
 pub use lease::Lease;
-pub use map::{Change, DomainRow, OwnerMap, Version};
+pub use map::{Change, DomainRow, FlippedAt, OwnerMap, Version};
 pub use name::{Name, NameError};
 pub use registry::{Registration, Work};
 pub use routing::{RoutingDomains, RoutingError};
@@ -76,6 +76,8 @@ pub struct Owner {
     /// True when the account has a row of its own; false when its domain's default decided.
     /// Only an account with a row is a known recipient.
     pub known: bool,
+    /// When the account was given to this owner by another; `None`: never, or it has no row.
+    pub flipped: Option<FlippedAt>,
 }
 
 /// What work found that has entered. Registered either way.
@@ -374,12 +376,12 @@ impl Ownership {
             map::Verdict::Ambiguous => Err(Refusal::Ambiguous { name: account }),
             map::Verdict::NoSuchAccount => Err(Refusal::NoSuchAccount),
             map::Verdict::ForeignDomain => Err(Refusal::ForeignDomain),
-            map::Verdict::Owned { owner, epoch, known, .. } => {
+            map::Verdict::Owned { owner, epoch, known, flipped } => {
                 let backends = self.backends.load();
                 let backend = BackendName::parse(&owner).ok().and_then(|n| backends.get(&n));
                 match backend {
                     Some(backend) => {
-                        Ok(Owner { account, backend: Arc::clone(backend), epoch, known })
+                        Ok(Owner { account, backend: Arc::clone(backend), epoch, known, flipped })
                     }
                     None => Err(Refusal::UnknownBackend { account, owner }),
                 }

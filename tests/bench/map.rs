@@ -72,7 +72,7 @@ fn tables() -> Tables {
     tables.set(1, Change::Domain("example.org".into(), Some(DomainRow::default())));
     for number in 0..ACCOUNTS {
         let owner = if number % 3 == 0 { "new" } else { "old" }.into();
-        let row = AccountRow { owner, held: false, login: true };
+        let row = AccountRow { owner, held: false, login: true, flipped: None };
         tables.set(number as u64 + 2, Change::Account(account(number).into(), Some(row)));
     }
     for number in 0..ACCOUNTS / 10 {

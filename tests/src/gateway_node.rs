@@ -82,6 +82,7 @@ impl Default for Settings {
                 delivery_timeout: PATIENCE,
                 max_received: 100,
                 patience: PATIENCE,
+                flip_grace: Duration::from_hours(24),
                 queue: QueueConfig {
                     expire: Duration::from_hours(24),
                     max_per_backend: 20,
@@ -193,6 +194,7 @@ impl GatewayNode {
             pool: Arc::new(Pool::default()),
             queue: queue.clone(),
             offers: Arc::clone(&offers),
+            grace: Arc::default(),
             memory: Memory::new(64 * 1024 * 1024),
             temporary: place.path().to_owned(),
             authenticator,

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result};
 use shared::backend::Backend;
 use shared::ownership::map::{AccountRow, AliasRow};
-use shared::ownership::{Change, DomainRow, Epoch, Ownership};
-use std::time::Duration;
+use shared::ownership::{Change, DomainRow, Epoch, FlippedAt, Ownership};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
 
 use crate::patience::{PATIENCE, until};
@@ -42,12 +42,19 @@ impl Rows {
 
     /// Gives an account of [`DOMAIN`] to `owner`.
     pub fn set_owner(&self, local: &str, owner: &str) -> Epoch {
-        self.set(local, AccountRow { owner: owner.into(), held: false, login: true })
+        self.set(local, AccountRow { owner: owner.into(), held: false, login: true, flipped: None })
+    }
+
+    /// Gives an account of [`DOMAIN`] to `owner`, as a flip did that is so long ago.
+    pub fn flip(&self, local: &str, owner: &str, ago: Duration) -> Epoch {
+        let flipped = SystemTime::now().duration_since(UNIX_EPOCH + ago).unwrap_or_default();
+        let flipped = FlippedAt::of_seconds(flipped.as_secs().cast_signed());
+        self.set(local, AccountRow { owner: owner.into(), held: false, login: true, flipped })
     }
 
     /// Holds an account that is owned by `owner`.
     pub fn hold(&self, local: &str, owner: &str) -> Epoch {
-        self.set(local, AccountRow { owner: owner.into(), held: true, login: true })
+        self.set(local, AccountRow { owner: owner.into(), held: true, login: true, flipped: None })
     }
 
     /// Writes an account's row.

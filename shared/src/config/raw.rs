@@ -265,6 +265,8 @@ pub(super) struct Mx {
     pub(super) max_received: usize,
     #[serde(with = "humantime_serde")]
     pub(super) patience: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) flip_grace: Duration,
     pub(super) queue: Queue,
     pub(super) authentication: Authentication,
     pub(super) mail_log: PathBuf,
@@ -317,6 +319,7 @@ impl Default for Mx {
             delivery_timeout: Duration::from_mins(10),
             max_received: 100,
             patience: Duration::from_secs(30),
+            flip_grace: Duration::from_hours(24),
             queue: Queue::default(),
             authentication: Authentication::default(),
             mail_log: PathBuf::new(),

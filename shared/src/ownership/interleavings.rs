@@ -168,7 +168,8 @@ fn ownership() -> Arc<Ownership> {
 }
 
 fn account(name: &str, owner: Option<&str>, held: bool) -> Change {
-    let row = owner.map(|owner| AccountRow { owner: owner.into(), held, login: true });
+    let row =
+        owner.map(|owner| AccountRow { owner: owner.into(), held, login: true, flipped: None });
     Change::Account(name.into(), row)
 }
 

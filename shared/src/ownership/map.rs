@@ -12,6 +12,7 @@
 //! epoch would not do, since a row that is not there has none.
 
 mod claims;
+mod flipped;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -22,6 +23,7 @@ use super::routing::RoutingDomains;
 use crate::address::{Address, Domain};
 
 pub(super) use claims::Claim;
+pub use flipped::FlippedAt;
 
 /// How many rows were written to a copy. A look-up that saw version v saw the first v of them and no more.
 pub type Version = u64;
@@ -61,7 +63,11 @@ struct Account {
     owner: u16,
     held: bool,
     login: bool,
+    flipped: Option<FlippedAt>,
 }
+
+/// There are a million of these in a map.
+const _: () = assert!(size_of::<Account>() == 16);
 
 #[derive(Debug)]
 struct Alias {
@@ -79,6 +85,8 @@ pub struct AccountRow {
     pub held: bool,
     /// False for a list, a group or a forward.
     pub login: bool,
+    /// When it was given to this owner; `None`: it has never had another one.
+    pub flipped: Option<FlippedAt>,
 }
 
 /// An alias's row.
@@ -139,6 +147,8 @@ pub enum Verdict {
         epoch: Epoch,
         /// The account has a row of its own.
         known: bool,
+        /// When that row was given to this owner by another; `None`: never, or there is no row.
+        flipped: Option<FlippedAt>,
     },
     /// Served by nobody for now.
     Held,
@@ -263,9 +273,9 @@ impl Tables {
     pub fn set(&mut self, epoch: Epoch, change: Change) {
         self.version = self.version.saturating_add(1);
         match change {
-            Change::Account(name, Some(AccountRow { owner, held, login })) => {
+            Change::Account(name, Some(AccountRow { owner, held, login, flipped })) => {
                 let owner = self.intern(&owner);
-                self.accounts.insert(name, Account { epoch, owner, held, login });
+                self.accounts.insert(name, Account { epoch, owner, held, login, flipped });
             }
             Change::Account(name, None) => {
                 self.accounts.remove(&name);
@@ -365,7 +375,7 @@ impl Tables {
             Verdict::Held
         } else {
             let owner = self.owners.get(usize::from(row.owner)).cloned().unwrap_or_default();
-            Verdict::Owned { owner, epoch: row.epoch, known: true }
+            Verdict::Owned { owner, epoch: row.epoch, known: true, flipped: row.flipped }
         };
         Some(Found::new(account, verdict))
     }
@@ -393,7 +403,12 @@ impl Tables {
             return found;
         }
         let verdict = match &row.default_owner {
-            Some(owner) => Verdict::Owned { owner: owner.clone(), epoch: row.epoch, known: false },
+            Some(owner) => Verdict::Owned {
+                owner: owner.clone(),
+                epoch: row.epoch,
+                known: false,
+                flipped: None,
+            },
             None => Verdict::NoSuchAccount,
         };
         Found::new(&mailbox.unwrap_or_else(full), verdict)
@@ -439,7 +454,7 @@ impl Tables {
     fn account_row(&self, name: &str) -> Option<AccountRow> {
         let row = self.accounts.get(name)?;
         let owner = self.owners.get(usize::from(row.owner)).cloned().unwrap_or_default();
-        Some(AccountRow { owner, held: row.held, login: row.login })
+        Some(AccountRow { owner, held: row.held, login: row.login, flipped: row.flipped })
     }
 
     fn account_epoch(&self, name: &str) -> Option<Epoch> {
@@ -485,7 +500,7 @@ mod tests {
     use crate::address::Address;
 
     fn account(owner: &str) -> AccountRow {
-        AccountRow { owner: owner.into(), held: false, login: true }
+        AccountRow { owner: owner.into(), held: false, login: true, flipped: None }
     }
 
     fn map() -> OwnerMap {

@@ -117,7 +117,7 @@ mod tests {
     }
 
     fn account(name: &str, owner: &str) -> Change {
-        let row = AccountRow { owner: owner.into(), held: false, login: true };
+        let row = AccountRow { owner: owner.into(), held: false, login: true, flipped: None };
         Change::Account(name.into(), Some(row))
     }
 
@@ -204,7 +204,7 @@ mod tests {
         prop_oneof![
             (local.clone(), owner.clone(), any::<bool>(), any::<bool>()).prop_map(
                 |(local, owner, held, login)| {
-                    let row = AccountRow { owner: owner.into(), held, login };
+                    let row = AccountRow { owner: owner.into(), held, login, flipped: None };
                     Change::Account(format!("{local}@example.org").into(), Some(row))
                 }
             ),

@@ -10,6 +10,7 @@ mod edge;
 mod faults;
 mod flips;
 mod front;
+mod grace;
 mod health;
 mod identity;
 mod internal;

@@ -13,9 +13,9 @@ use tests::sink::{Answer, Manners, Sink};
 use super::*;
 
 /// A [`Stage`] with a spool.
-struct Post {
+pub(super) struct Post {
     stage: Stage,
-    place: Place,
+    pub(super) place: Place,
 }
 
 impl std::ops::Deref for Post {
@@ -33,7 +33,7 @@ impl std::ops::DerefMut for Post {
 }
 
 impl Post {
-    async fn set(old: Manners, new: Manners) -> Result<Self> {
+    pub(super) async fn set(old: Manners, new: Manners) -> Result<Self> {
         Self::set_with(old, new, Settings::default()).await
     }
 
@@ -46,7 +46,7 @@ impl Post {
         Ok(Self { stage: Stage { old, new, node }, place })
     }
 
-    fn queued(&self) -> usize {
+    pub(super) fn queued(&self) -> usize {
         self.node.queue.as_ref().map_or(0, |queue| queue.len())
     }
 
@@ -54,14 +54,14 @@ impl Post {
         files(self.place.path(), "messages")
     }
 
-    async fn until_empty(&self) -> Result<()> {
+    pub(super) async fn until_empty(&self) -> Result<()> {
         until("nothing is queued", || (self.queued() == 0).then_some(())).await?;
         assert_eq!(self.files(), 0);
         Ok(())
     }
 }
 
-fn files(spool: &Path, directory: &str) -> usize {
+pub(super) fn files(spool: &Path, directory: &str) -> usize {
     std::fs::read_dir(spool.join(directory)).map_or(0, Iterator::count)
 }
 

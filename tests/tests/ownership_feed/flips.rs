@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use shared::ownership::{Refusal, Work};
+use shared::ownership::{FlippedAt, Owner, Refusal, Work};
 use sqlx::PgPool;
 use tests::patience::until;
 use tests::postgres::Server;
@@ -19,6 +19,8 @@ super::on_both_stores! {
     a_new_default_owner_moves_only_accounts_without_a_row
     a_deleted_row_ends_what_it_had_routed
     a_held_account_is_served_by_nobody
+    when_an_account_was_flipped_is_known_from_the_snapshot_and_from_the_feed
+    a_row_of_an_account_that_lived_elsewhere_by_default_is_a_flip
 }
 
 /// Nobody polls here: the database's own word must wake them.
@@ -132,6 +134,58 @@ async fn a_held_account_is_served_by_nobody(table: Table) {
     assert_eq!(node.look_up("lee@example.org").unwrap_err(), held);
     run(&table, "UPDATE accounts SET state = 'active' WHERE account = 'ann@example.org';");
     node.serves("lee@example.org", "old").await;
+}
+
+/// As the node has it, in seconds of the Unix epoch.
+fn flipped(node: &Node, account: &str) -> Option<u32> {
+    node.look_up(account).unwrap().flipped.map(FlippedAt::seconds)
+}
+
+/// As the table has it.
+fn flipped_in(table: &Table, account: &str) -> Option<u32> {
+    let seconds = if table.url().starts_with("sqlite:") {
+        "unixepoch(flipped_at)"
+    } else {
+        "floor(extract(epoch FROM flipped_at))"
+    };
+    run(table, &format!("SELECT {seconds} FROM accounts WHERE account = '{account}';")).parse().ok()
+}
+
+async fn when_an_account_was_flipped_is_known_from_the_snapshot_and_from_the_feed(table: Table) {
+    fill(&table);
+    table.flip("bob@example.org", "new").unwrap();
+    let node = Node::start(&table, "a").await;
+    let bob = flipped(&node, "bob@example.org");
+    assert!(bob.is_some() && bob == flipped_in(&table, "bob@example.org"), "{bob:?}");
+    assert_eq!(flipped(&node, "ann@example.org"), None);
+    table.flip("ann@example.org", "new").unwrap();
+    node.serves("ann@example.org", "new").await;
+    let ann = flipped(&node, "ann@example.org");
+    assert!(ann.is_some() && ann == flipped_in(&table, "ann@example.org"), "{ann:?}");
+    assert_eq!(flipped(&node, "lee@example.org"), ann, "by its alias, too");
+    // A hold is no flip, and what becomes of others is none of this one.
+    for state in ["held", "active"] {
+        let update = "UPDATE accounts SET state =";
+        run(&table, &format!("{update} '{state}' WHERE account = 'bob@example.org';"));
+    }
+    node.serves("bob@example.org", "new").await;
+    assert_eq!(flipped(&node, "bob@example.org"), bob);
+    assert_eq!(flipped(&node, "eve@example.org"), None, "it has no row");
+}
+
+async fn a_row_of_an_account_that_lived_elsewhere_by_default_is_a_flip(table: Table) {
+    fill(&table);
+    let node = Node::start(&table, "a").await;
+    run(
+        &table,
+        "INSERT INTO accounts (account, owner) VALUES ('eve@example.org', 'new'); \
+         INSERT INTO accounts (account, owner) VALUES ('fay@example.org', 'old');",
+    );
+    let has_row = |found: &Result<Owner, Refusal>| found.as_ref().is_ok_and(|owner| owner.known);
+    node.comes_to("fay@example.org", "fay to have a row", has_row).await;
+    let eve = flipped(&node, "eve@example.org");
+    assert!(eve.is_some() && eve == flipped_in(&table, "eve@example.org"), "{eve:?}");
+    assert_eq!(flipped(&node, "fay@example.org"), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

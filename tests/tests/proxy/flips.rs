@@ -104,7 +104,7 @@ async fn a_hold_during_authentication_joins_nobody() -> Result<()> {
     let mut client = node.connect().await?;
     client.say("a LOGIN ann@example.org secret").await?;
     let asked = old.asked().await?;
-    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     client.expect("a NO [UNAVAILABLE]").await?;
     node.applied().await?;
     assert!(!asked.say(YES) || old.sessions() == 0);

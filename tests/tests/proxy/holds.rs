@@ -395,7 +395,9 @@ async fn the_row_after_the_hold_may_refuse() -> Result<()> {
         stage.node.hold("ann", "old");
         let mut client = stage.log_in("ann").await?;
         stage.node.until_held(1).await?;
-        stage.node.set("ann", AccountRow { owner: owner.into(), held: false, login });
+        stage
+            .node
+            .set("ann", AccountRow { owner: owner.into(), held: false, login, flipped: None });
         client.expect(answer).await?;
         stage.node.until_held(0).await?;
     }

@@ -171,7 +171,7 @@ async fn the_mailbox_that_is_acted_for_decides_and_the_names_go_on_unchanged() -
 async fn what_is_not_known_for_now_is_to_be_tried_later_and_never_a_wrong_password() -> Result<()> {
     let Stage { old, new, node } = Stage::set(good(), good()).await?;
     node.set_owner("carl", "no-such-backend");
-    node.set("dora", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("dora", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     let mut client = connect(&node).await?;
     for (name, answer) in [("carl", LATER), ("dora", LATER), ("nobody", WRONG)] {
         client.say(&plain(name, PASSWORD)).await?;

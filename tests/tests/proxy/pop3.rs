@@ -122,7 +122,7 @@ async fn the_mailbox_that_is_acted_for_decides_and_the_names_go_on_unchanged() -
 #[tokio::test]
 async fn a_name_that_nobody_has_is_a_wrong_password_and_no_backend_is_asked() -> Result<()> {
     let Stage { old, new, node } = set().await?;
-    node.set("list", AccountRow { owner: "old".into(), held: false, login: false });
+    node.set("list", AccountRow { owner: "old".into(), held: false, login: false, flipped: None });
     for name in ["nobody@example.org", "ann@elsewhere.example", "list@example.org", "two words"] {
         let mut client = node.connect().await?;
         try_in(&mut client, name, "secret").await?;
@@ -136,7 +136,7 @@ async fn a_name_that_nobody_has_is_a_wrong_password_and_no_backend_is_asked() ->
 async fn what_is_not_known_for_now_is_temporary_and_never_a_wrong_password() -> Result<()> {
     let Stage { old, new, node } = set().await?;
     node.set_owner("carl", "no-such-backend");
-    node.set("dora", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("dora", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     let mut client = node.connect().await?;
     for name in ["carl", "dora"] {
         try_in(&mut client, &format!("{name}@example.org"), "secret").await?;

@@ -55,6 +55,7 @@ impl Parser<'_, '_> {
             authentication: self.authentication(mx.authentication, &hostname),
             trusted_networks: mx.trusted_networks,
             patience: mx.patience,
+            flip_grace: mx.flip_grace,
             queue: self.queue(&mx.queue),
             mail_log: self.mail_log(mx.mail_log, &mx.mail_log_name),
             postmaster: self.optional("mx.postmaster", &mx.postmaster, Address::parse),

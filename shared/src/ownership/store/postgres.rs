@@ -15,8 +15,8 @@ use futures_util::TryStreamExt;
 use sqlx::error::DatabaseError;
 
 use super::rows::{
-    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, number,
-    oldest, signed,
+    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, accounts,
+    flipped_at, number, oldest, signed,
 };
 use super::{Cursor, Grant, Node, Page, Snapshot, Spooled, StoreError};
 pub(super) use listener::Listener;
@@ -27,6 +27,32 @@ use crate::ownership::Epoch;
 use crate::ownership::map::Tables;
 use crate::ownership::schema::{self, Apply};
 
+/// `flipped_at` in seconds of the Unix epoch.
+macro_rules! seconds {
+    () => {
+        "floor(extract(epoch FROM flipped_at))::bigint"
+    };
+}
+
+/// All accounts.
+const ACCOUNTS: &str = accounts!(seconds!());
+/// The changes after a cursor, at most a page, and whether it and the lease are still there. One statement:
+/// one snapshot for all three questions.
+const CHANGES: &str = concat!(
+    "WITH here AS (SELECT \
+       (SELECT id FROM database) = $6 AND ($4::text IS NULL OR EXISTS (SELECT 1 FROM changes \
+         WHERE epoch = $1 AND kind = $2 AND name = $3 AND nonce::text = $4)) AS intact, \
+       $7::bigint IS NULL OR EXISTS (SELECT 1 FROM nodes \
+         WHERE node = $8 AND service = $9 AND incarnation = $10 \
+         AND (extract(epoch FROM lease_until) * 1000000)::bigint >= $7) AS granted) \
+     SELECT here.intact, here.granted, c.*, ",
+    flipped_at!(seconds!()),
+    " FROM here LEFT JOIN LATERAL (SELECT epoch, kind, name, \
+       nonce::text AS nonce, deleted, new_owner, new_state, new_account, new_login, \
+       new_default_owner, new_subaddress_delimiter FROM changes \
+       WHERE (epoch, kind, name) > ($1, $2, $3) ORDER BY epoch, kind, name LIMIT $5) c \
+     ON true ORDER BY c.epoch, c.kind, c.name"
+);
 /// A spool was adopted: who had it has stopped for good, or may come back without it.
 const ADOPTED: &str = "WITH stopped AS (DELETE FROM nodes WHERE stopped_at IS NOT NULL \
        AND split_part(incarnation, '/', 1) = ANY ($1) AND lease_until < clock_timestamp()) \
@@ -167,7 +193,7 @@ impl PostgresStore {
             DomainsRow::put(row, &mut tables);
         }
         drop(domains);
-        let mut accounts = sqlx::query_as(rows::ACCOUNTS).persistent(keep).fetch(&mut *transaction);
+        let mut accounts = sqlx::query_as(ACCOUNTS).persistent(keep).fetch(&mut *transaction);
         while let Some(row) = accounts.try_next().await? {
             AccountsRow::put(row, &mut tables);
         }
@@ -213,33 +239,20 @@ impl PostgresStore {
         grant: Option<&Grant>,
     ) -> Result<Page, StoreError> {
         let mut session = self.connections.session().await?;
-        // One statement: one snapshot for all three questions.
-        let rows: Vec<ChangeRow> = sqlx::query_as(
-            "WITH here AS (SELECT \
-               (SELECT id FROM database) = $6 AND ($4::text IS NULL OR EXISTS (SELECT 1 FROM changes \
-                 WHERE epoch = $1 AND kind = $2 AND name = $3 AND nonce::text = $4)) AS intact, \
-               $7::bigint IS NULL OR EXISTS (SELECT 1 FROM nodes \
-                 WHERE node = $8 AND service = $9 AND incarnation = $10 \
-                 AND (extract(epoch FROM lease_until) * 1000000)::bigint >= $7) AS granted) \
-             SELECT here.intact, here.granted, c.* FROM here LEFT JOIN LATERAL (SELECT epoch, kind, name, \
-               nonce::text AS nonce, deleted, new_owner, new_state, new_account, new_login, \
-               new_default_owner, new_subaddress_delimiter FROM changes \
-               WHERE (epoch, kind, name) > ($1, $2, $3) ORDER BY epoch, kind, name LIMIT $5) c \
-             ON true ORDER BY c.epoch, c.kind, c.name",
-        )
-        .bind(signed(cursor.epoch))
-        .bind(&cursor.kind)
-        .bind(&cursor.name)
-        .bind(&cursor.nonce)
-        .bind(PAGE)
-        .bind(&cursor.database)
-        .bind(grant.map(|grant| grant.0))
-        .bind(&*self.node.name)
-        .bind(self.node.service)
-        .bind(&*self.node.incarnation)
-        .persistent(self.connections.keep_statements())
-        .fetch_all(session.connection())
-        .await?;
+        let rows: Vec<ChangeRow> = sqlx::query_as(CHANGES)
+            .bind(signed(cursor.epoch))
+            .bind(&cursor.kind)
+            .bind(&cursor.name)
+            .bind(&cursor.nonce)
+            .bind(PAGE)
+            .bind(&cursor.database)
+            .bind(grant.map(|grant| grant.0))
+            .bind(&*self.node.name)
+            .bind(self.node.service)
+            .bind(&*self.node.incarnation)
+            .persistent(self.connections.keep_statements())
+            .fetch_all(session.connection())
+            .await?;
         session.end().await?;
         rows::page_of(rows, cursor)
     }

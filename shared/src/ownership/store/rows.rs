@@ -1,7 +1,9 @@
 //! The table's rows as both databases return them, and the statements that are the same in both.
 
 use crate::ownership::Epoch;
-use crate::ownership::map::{AccountRow, AliasRow, Change, Claim, DomainRow, MAX_REMOVED, Tables};
+use crate::ownership::map::{
+    AccountRow, AliasRow, Change, Claim, DomainRow, FlippedAt, MAX_REMOVED, Tables,
+};
 
 use super::{Cursor, Node, Page, Spooled, StoreError};
 
@@ -21,13 +23,36 @@ pub(super) const COUNT_ACCOUNTS: &str = "SELECT count(*) FROM accounts";
 pub(super) const COUNT_ALIASES: &str = "SELECT count(*) FROM aliases";
 pub(super) const DOMAINS: &str =
     "SELECT domain, epoch, default_owner, subaddress_delimiter FROM domains";
-pub(super) const ACCOUNTS: &str =
-    "SELECT account, epoch, owner, state = 'held' AS held, login FROM accounts";
 pub(super) const ALIASES: &str = "SELECT alias, epoch, account, login FROM aliases";
 /// Deletions among the newest changes, in their order; `$1` of these are looked at.
 pub(super) const REMOVED: &str = "SELECT epoch, kind, name FROM (SELECT epoch, kind, name, deleted \
      FROM changes ORDER BY epoch DESC, kind DESC, name DESC LIMIT $1) newest \
      WHERE deleted ORDER BY epoch, kind, name";
+
+/// All accounts; `$flipped_at` is `flipped_at` in seconds of the Unix epoch.
+macro_rules! accounts {
+    ($flipped_at:expr) => {
+        concat!(
+            "SELECT account, epoch, owner, state = 'held' AS held, login, ",
+            $flipped_at,
+            " AS flipped_at FROM accounts"
+        )
+    };
+}
+pub(super) use accounts;
+
+/// When the account that a row of `changes` (as `c`) is about was flipped: as its row has it now, since
+/// changes do not say. A later change of the row follows on this one, and says it again.
+macro_rules! flipped_at {
+    ($flipped_at:expr) => {
+        concat!(
+            "(SELECT ",
+            $flipped_at,
+            " FROM accounts WHERE c.kind = 'account' AND account = c.name) AS flipped_at"
+        )
+    };
+}
+pub(super) use flipped_at;
 
 /// What a row of `changes` (as `c`) has made of its row, as [`Basis`] says it.
 macro_rules! made {
@@ -61,6 +86,7 @@ pub(super) struct AccountsRow {
     owner: String,
     held: bool,
     login: bool,
+    flipped_at: Option<i64>,
 }
 
 /// A row that was deleted.
@@ -104,6 +130,7 @@ pub(super) struct ChangeRow {
     new_login: Option<bool>,
     new_default_owner: Option<String>,
     new_subaddress_delimiter: Option<String>,
+    flipped_at: Option<i64>,
 }
 
 impl DomainsRow {
@@ -116,7 +143,12 @@ impl DomainsRow {
 
 impl AccountsRow {
     pub(super) fn put(self, tables: &mut Tables) {
-        let row = AccountRow { owner: self.owner.into(), held: self.held, login: self.login };
+        let row = AccountRow {
+            owner: self.owner.into(),
+            held: self.held,
+            login: self.login,
+            flipped: self.flipped_at.and_then(FlippedAt::of_seconds),
+        };
         tables.set(epoch_of(self.epoch), Change::Account(self.account.into(), Some(row)));
     }
 }
@@ -195,7 +227,8 @@ impl ChangeRow {
                 };
                 let owner = self.new_owner.ok_or(lacks("an account without owner"))?.into();
                 let login = self.new_login.unwrap_or(true);
-                Change::Account(key, Some(AccountRow { owner, held, login }))
+                let flipped = self.flipped_at.and_then(FlippedAt::of_seconds);
+                Change::Account(key, Some(AccountRow { owner, held, login, flipped }))
             }
             "alias" if deleted => Change::Alias(key, None),
             "alias" => {

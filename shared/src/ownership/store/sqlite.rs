@@ -21,8 +21,8 @@ use sqlx::sqlite::{
 use tokio::time::sleep;
 
 use super::rows::{
-    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, number,
-    oldest, signed,
+    self, AccountsRow, AliasesRow, ChangeRow, CursorRow, DomainsRow, PAGE, RemovedRow, accounts,
+    flipped_at, number, oldest, signed,
 };
 use super::{Cursor, Grant, Node, Page, Report, Snapshot, Spooled, StoreError};
 use crate::config::OwnershipConfig;
@@ -36,6 +36,28 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longest wait for another writer's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// `flipped_at` in seconds of the Unix epoch; NULL where it is no time.
+macro_rules! seconds {
+    () => {
+        "CAST(strftime('%s', flipped_at) AS INTEGER)"
+    };
+}
+
+/// All accounts.
+const ACCOUNTS: &str = accounts!(seconds!());
+/// The changes after a cursor, at most a page, and whether it is still there.
+const CHANGES: &str = concat!(
+    "WITH here AS (SELECT (SELECT id FROM database) = $6 AND ($4 IS NULL OR EXISTS \
+       (SELECT 1 FROM changes WHERE epoch = $1 AND kind = $2 AND name = $3 \
+        AND CAST(nonce AS text) = $4)) AS intact) \
+     SELECT here.intact, 1 AS granted, c.*, ",
+    flipped_at!(seconds!()),
+    " FROM here LEFT JOIN (SELECT epoch, kind, name, \
+       CAST(nonce AS text) AS nonce, deleted, new_owner, new_state, new_account, new_login, \
+       new_default_owner, new_subaddress_delimiter FROM changes \
+       WHERE (epoch, kind, name) > ($1, $2, $3) ORDER BY epoch, kind, name LIMIT $5) c \
+     ON true ORDER BY c.epoch, c.kind, c.name"
+);
 /// What remains of a node that leaves mail behind.
 const STOP: &str = "UPDATE nodes SET stopped_at = strftime('%Y-%m-%d %H:%M:%f', 'now'), spooled = $4, \
      spool_oldest = strftime('%Y-%m-%d %H:%M:%f', $5, 'unixepoch'), \
@@ -183,7 +205,7 @@ impl SqliteStore {
             DomainsRow::put(row, &mut tables);
         }
         drop(domains);
-        let mut accounts = sqlx::query_as(rows::ACCOUNTS).fetch(&mut *transaction);
+        let mut accounts = sqlx::query_as(ACCOUNTS).fetch(&mut *transaction);
         while let Some(row) = accounts.try_next().await? {
             AccountsRow::put(row, &mut tables);
         }
@@ -220,24 +242,15 @@ impl SqliteStore {
         if inode(&self.file)? != self.inode {
             return Err(StoreError::FileReplaced);
         }
-        let rows: Vec<ChangeRow> = sqlx::query_as(
-            "WITH here AS (SELECT (SELECT id FROM database) = $6 AND ($4 IS NULL OR EXISTS \
-               (SELECT 1 FROM changes WHERE epoch = $1 AND kind = $2 AND name = $3 \
-                AND CAST(nonce AS text) = $4)) AS intact) \
-             SELECT here.intact, 1 AS granted, c.* FROM here LEFT JOIN (SELECT epoch, kind, name, \
-               CAST(nonce AS text) AS nonce, deleted, new_owner, new_state, new_account, new_login, \
-               new_default_owner, new_subaddress_delimiter FROM changes \
-               WHERE (epoch, kind, name) > ($1, $2, $3) ORDER BY epoch, kind, name LIMIT $5) c \
-             ON true ORDER BY c.epoch, c.kind, c.name",
-        )
-        .bind(signed(cursor.epoch))
-        .bind(&cursor.kind)
-        .bind(&cursor.name)
-        .bind(&cursor.nonce)
-        .bind(PAGE)
-        .bind(&cursor.database)
-        .fetch_all(&self.table)
-        .await?;
+        let rows: Vec<ChangeRow> = sqlx::query_as(CHANGES)
+            .bind(signed(cursor.epoch))
+            .bind(&cursor.kind)
+            .bind(&cursor.name)
+            .bind(&cursor.nonce)
+            .bind(PAGE)
+            .bind(&cursor.database)
+            .fetch_all(&self.table)
+            .await?;
         rows::page_of(rows, cursor)
     }
 

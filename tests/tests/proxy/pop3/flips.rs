@@ -44,7 +44,7 @@ async fn a_hold_during_authentication_joins_nobody() -> Result<()> {
     let mut client = node.connect().await?;
     try_in(&mut client, "ann@example.org", "secret").await?;
     let asked = old.asked().await?;
-    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     client.expect(LATER).await?;
     node.applied().await?;
     assert!(!asked.say(YES) || old.sessions() == 0);

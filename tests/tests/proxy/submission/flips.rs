@@ -52,7 +52,7 @@ async fn a_hold_during_authentication_joins_nobody() -> Result<()> {
     let mut client = come(&node).await?;
     client.say(&plain("ann", "secret")).await?;
     let _asked = old.asked().await?;
-    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     client.expect(LATER).await?;
     node.applied().await?;
     assert_eq!((old.sessions(), new.sessions()), (0, 0));
@@ -136,7 +136,7 @@ async fn sending() -> Result<(Stage, Conversation)> {
 #[tokio::test]
 async fn a_hold_does_not_wait_long_for_a_message() -> Result<()> {
     let (Stage { node, .. }, mut client) = sending().await?;
-    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("ann", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     assert!(client.closed().await?.is_empty());
     node.applied().await?;
     Ok(())

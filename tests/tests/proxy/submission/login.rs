@@ -128,7 +128,7 @@ async fn what_comes_while_a_login_is_under_way_waits_for_its_verdict() -> Result
 #[tokio::test]
 async fn a_name_that_nobody_has_is_a_wrong_password_and_no_backend_is_asked() -> Result<()> {
     let Stage { old, new, node } = Stage::set(manners(), manners()).await?;
-    node.set("list", AccountRow { owner: "old".into(), held: false, login: false });
+    node.set("list", AccountRow { owner: "old".into(), held: false, login: false, flipped: None });
     let mut client = come(&node).await?;
     for local in ["nobody", "list", "a\u{7f}n"] {
         client.say(&plain(local, "secret")).await?;
@@ -142,7 +142,7 @@ async fn a_name_that_nobody_has_is_a_wrong_password_and_no_backend_is_asked() ->
 async fn a_held_account_an_unknown_owner_and_a_stale_map_are_refused_for_now() -> Result<()> {
     let Stage { old, new, node } = Stage::set(manners(), manners()).await?;
     node.set_owner("carl", "no-such-backend");
-    node.set("dora", AccountRow { owner: "old".into(), held: true, login: true });
+    node.set("dora", AccountRow { owner: "old".into(), held: true, login: true, flipped: None });
     let mut client = come(&node).await?;
     for local in ["carl", "dora"] {
         client.say(&plain(local, "secret")).await?;

@@ -8,7 +8,12 @@ use super::super::{DomainRow, MAX_REMOVED};
 use super::*;
 
 fn account(name: &str, row: Option<(&str, bool)>) -> Change {
-    let row = row.map(|(owner, held)| AccountRow { owner: owner.into(), held, login: true });
+    let row = row.map(|(owner, held)| AccountRow {
+        owner: owner.into(),
+        held,
+        login: true,
+        flipped: None,
+    });
     Change::Account(name.into(), row)
 }
 
