@@ -42,13 +42,14 @@ impl Place {
     }
 }
 
-/// A message from its Received header on: that header, ours of the results, and the rest.
+/// A message from its Received header on: that header, ours of the results, and what stands behind our fields.
 fn parts(got: &str) -> (&str, &str, &str) {
     let (received, rest) =
         got.split_at(got.find("Authentication-Results: mx.example.org").unwrap());
     let end = rest.match_indices("\r\n").find(|(at, _)| !rest[at + 2..].starts_with('\t'));
     let (results, rest) = rest.split_at(end.unwrap().0 + 2);
-    (received, results, rest)
+    let id = rest.strip_prefix("Mailshift-Delivery-Id: ").unwrap();
+    (received, results, id.split_once("\r\n").unwrap().1)
 }
 
 #[tokio::test]
