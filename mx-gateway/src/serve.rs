@@ -455,7 +455,9 @@ impl Conversation<'_> {
             return replies;
         }
         let trace = self.trace(&transaction, &message, &id, heard.before);
-        let looked_at = self.authenticated(&transaction, trace, &message, &id).await;
+        let receipt = Receipt::new(&self.cx.fingerprints, uuid, &prints);
+        let looking = Box::pin(self.authenticated(&transaction, trace, &message, &id));
+        let looked_at = self.watched(&receipt, looking).await;
         let (header, message, may_report) = match looked_at {
             Ok(authenticated) => authenticated,
             Err(refusal) => {
@@ -483,7 +485,6 @@ impl Conversation<'_> {
             took: heard.took,
         };
         let (each, accepted) = (origin.each, transaction.accepted().to_vec());
-        let receipt = Receipt::new(&self.cx.fingerprints, uuid, &prints);
         let replies = transaction.deliver(self.cx, &letter, origin, (&seen, &receipt));
         let replies = self.replies(receipt, replies).await;
         let lost = || Reply::new(451, (3, 0), "Internal error, try again later");

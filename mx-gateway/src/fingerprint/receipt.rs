@@ -140,3 +140,10 @@ impl Receipt {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        // Where nobody came to answer for the message.
+        self.ended();
+    }
+}

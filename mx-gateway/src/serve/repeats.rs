@@ -69,20 +69,29 @@ impl Conversation<'_> {
         Some(if each { accepted.iter().map(reply).collect() } else { vec![reply(&0)] })
     }
 
-    /// Waits for the replies to a message, and notices when the client goes away meanwhile.
+    /// Does something for a message, and notices when its client goes away meanwhile.
+    pub(super) async fn watched<T>(
+        &self,
+        receipt: &Receipt,
+        mut work: impl Future<Output = T> + Unpin,
+    ) -> T {
+        tokio::select! {
+            biased;
+            done = &mut work => done,
+            () = self.wire.hung_up() => {
+                receipt.unheard();
+                work.await
+            }
+        }
+    }
+
+    /// Waits for the replies to a message.
     pub(super) async fn replies(
         &mut self,
         receipt: Arc<Receipt>,
-        mut replies: oneshot::Receiver<Vec<Reply>>,
+        replies: oneshot::Receiver<Vec<Reply>>,
     ) -> Vec<Reply> {
-        let replied = tokio::select! {
-            biased;
-            replied = &mut replies => replied,
-            () = self.wire.hung_up() => {
-                receipt.unheard();
-                replies.await
-            }
-        };
+        let replied = self.watched(&receipt, replies).await;
         if self.wire.hung_up().now_or_never().is_some() {
             receipt.unheard();
         }
