@@ -18,6 +18,7 @@ use crate::body::Memory;
 use crate::delivery::{FirstAnswers, Offers, Pool};
 use crate::dnsbl::Dnsbl;
 use crate::edge::Edge;
+use crate::fingerprint::{self, Fingerprints};
 use crate::grace::Grace;
 use crate::lookup::server::{LookupError, Server};
 use crate::mail_log::MailLog;
@@ -176,6 +177,7 @@ impl Program for Gateway {
             self.mail_log.store(Arc::new(mail_log(config)));
         }
         self.queue.set_rules(rules(&config.mx));
+        self.queue.fingerprints().keep_for(config.mx.queue.remember);
         self.edge.limit(config.mx.limits.clone());
         self.lookup.reload(&config.mx.lookup, &service.ownership);
         let authenticator = authenticator(config);
@@ -239,6 +241,7 @@ impl Gateway {
             lists: Dnsbl::of_system(&config.mx.limits.dnsbl),
             pool: Arc::clone(parts.pool),
             queue: Some(Arc::clone(&self.queue)),
+            fingerprints: Arc::clone(self.queue.fingerprints()),
             offers: Arc::clone(parts.offers),
             grace: Arc::clone(&self.grace),
             memory: Arc::clone(&self.memory),
@@ -266,7 +269,10 @@ async fn open_queue(service: &Service, config: &Config) -> Result<Arc<Queue>, Se
     if !stored.is_empty() {
         tracing::info!(messages = stored.len(), "messages are in the queue");
     }
-    Ok(Queue::new(spool, &stored, rules(&config.mx), &service.ownership, &service.lifecycle))
+    let path = directory.join(fingerprint::FILE);
+    let prints = Fingerprints::open(&path, config.mx.queue.remember).await;
+    let rules = rules(&config.mx);
+    Ok(Queue::new((spool, prints), &stored, rules, &service.ownership, &service.lifecycle))
 }
 
 /// What the queue goes by.

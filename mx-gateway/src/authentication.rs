@@ -48,6 +48,7 @@ use self::senders::Identities;
 use self::signatures::Signatures;
 use self::tasks::{Deadline, deadline, on_a_thread};
 use crate::body::Message;
+use crate::received::with_fields;
 
 /// Octets of all messages that are looked at together.
 const MEMORY: u64 = 256 * 1024 * 1024;
@@ -310,12 +311,7 @@ impl Findings {
     ///
     /// The message cannot be read.
     pub async fn apply(&self, trace: &str, message: &Message) -> io::Result<(String, Message)> {
-        // The empty line behind it, if there is one, ends the header section.
-        let (received, end) = match trace.strip_suffix("\r\n\r\n") {
-            Some(received) => (format!("{received}\r\n"), "\r\n"),
-            None => (trace.to_owned(), ""),
-        };
-        let header = format!("{received}{}{end}", self.header);
+        let header = with_fields(trace, &self.header);
         let message = match self.forged.as_slice() {
             [] => message.clone(),
             forged => message.without(forged.to_vec()).await?,

@@ -12,14 +12,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use shared::address::Address;
 use shared::ownership::{Epoch, Name, Owner};
 use shared::smtp::command::Addressee;
-use shared::smtp::reply::Reply;
+use shared::smtp::path::ReversePath;
+use shared::smtp::reply::{Class, Reply};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
 use crate::delivery::{Settled, Warrant};
+use crate::fingerprint::{Left, Receipt};
 use crate::letter::Letter;
 use crate::mail_log::Delays;
 use crate::outcome::{self, Outcome, Verdict};
@@ -73,6 +77,14 @@ pub struct Custody {
     stored: Vec<Option<usize>>,
     spooled: Option<InHand>,
     client: Option<oneshot::Sender<Vec<Reply>>>,
+    /// What is remembered for a retry of the message.
+    receipt: Arc<Receipt>,
+}
+
+impl Drop for Custody {
+    fn drop(&mut self) {
+        self.receipt.ended();
+    }
 }
 
 impl Custody {
@@ -82,6 +94,7 @@ impl Custody {
         letter: &Arc<Letter>,
         origin: Origin,
         recipients: Vec<Recipient>,
+        receipt: &Arc<Receipt>,
     ) -> (Self, oneshot::Receiver<Vec<Reply>>) {
         let (client, replies) = oneshot::channel();
         let custody = Self {
@@ -96,8 +109,27 @@ impl Custody {
             recipients,
             spooled: None,
             client: Some(client),
+            receipt: Arc::clone(receipt),
         };
         (custody, replies)
+    }
+
+    /// A recipient that got an identical message before, and does not get it again.
+    pub fn settle_repeated(&mut self, place: usize, former: Uuid) {
+        if let Some(recipient) = self.recipients.get(place) {
+            let (letter, to) = (&self.letter, &recipient.to.address);
+            let Origin { session, client, .. } = &self.origin;
+            note_repeated(
+                &self.cx,
+                (session, *client),
+                (&letter.id, &letter.mail.from),
+                to,
+                former,
+            );
+        }
+        if let Some(known) = self.verdicts.get_mut(place) {
+            *known = Some(Verdict::Accepted);
+        }
     }
 
     /// A verdict that was known before anything was sent.
@@ -172,6 +204,7 @@ impl Custody {
         {
             tracing::error!(id = %self.letter.id, %error, "cannot keep a message that is in doubt");
         }
+        self.receipt.settled(one.place, one.verdict == Verdict::Accepted);
         if let Warrant::Row(_, registration) = one.warrant {
             // Recorded: only now a fence need not wait for it any more.
             drop(registration);
@@ -188,8 +221,11 @@ impl Custody {
             tracing::error!(id = %self.letter.id, %error, "cannot keep a message, its sender has to");
             outcome = self.outcome(false);
         }
+        self.receipt.answered(left_by(&self.verdicts, &outcome.replies));
         // A client that has gone comes again.
-        let _ = client.send(outcome.replies);
+        if client.send(outcome.replies).is_err() {
+            self.receipt.unheard();
+        }
     }
 
     fn outcome(&self, spool: bool) -> Outcome {
@@ -307,6 +343,36 @@ impl Custody {
             ),
         }
     }
+}
+
+/// What these replies, one for all or one for each, leave the recipients with.
+fn left_by(verdicts: &[Option<Verdict>], replies: &[Reply]) -> Vec<Left> {
+    let each = replies.iter().chain(std::iter::repeat_with(|| replies.last()).flatten());
+    let left = |(verdict, reply): (&Option<Verdict>, &Reply)| match verdict {
+        _ if reply.class() == Class::Accepted => Left::Accepted,
+        Some(Verdict::Accepted) => Left::Doubled,
+        None => Left::Open,
+        Some(Verdict::Refused(_) | Verdict::NotSent | Verdict::Held | Verdict::InDoubt) => {
+            Left::Senders
+        }
+    };
+    verdicts.iter().zip(each).map(left).collect()
+}
+
+/// Lines of the logs for a recipient that does not get again what it has.
+pub fn note_repeated(
+    cx: &Context,
+    (session, client): (&str, SocketAddr),
+    (id, from): (&str, &ReversePath),
+    to: &Address,
+    former: Uuid,
+) {
+    let former = former.simple();
+    tracing::info!(
+        session, id, %client, %from, %to, %former, "not delivered again: the same message came before"
+    );
+    let reply = outcome::delivered_before(&former);
+    cx.mail_log.repeated(id, to, &reply);
 }
 
 /// Account, owner and epoch as the log has them.

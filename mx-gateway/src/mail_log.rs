@@ -178,6 +178,11 @@ impl MailLog {
         self.attempted(id, to, None, delays, &status);
     }
 
+    /// It has the message from before; what its client is told.
+    pub fn repeated(&self, id: &str, to: &Address, reply: &Reply) {
+        self.attempted(id, to, None, &Delays::default(), &Status::Sent(reply));
+    }
+
     /// Nothing more is to be done for it.
     pub fn removed(&self, id: &str) {
         self.other("qmgr", || lines::removed(id));

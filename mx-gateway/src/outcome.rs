@@ -12,6 +12,8 @@
 //!
 //! With LMTP each recipient has a reply of its own (RFC 2033 §4.2), and nobody depends on another.
 
+use std::fmt::Display;
+
 use shared::smtp::reply::{Class, Reply};
 
 /// What became of one recipient.
@@ -146,6 +148,16 @@ fn being_moved() -> Reply {
 
 fn delivered(id: &str) -> Reply {
     Reply::new(250, (0, 0), format!("Ok, delivered as {id}"))
+}
+
+/// For a message that came before, under that name, and is not delivered again.
+pub fn delivered_before(former: &impl Display) -> Reply {
+    Reply::new(250, (0, 0), format!("Ok, already delivered as {former}"))
+}
+
+/// For a message that is being delivered while it comes again.
+pub fn being_delivered() -> Reply {
+    Reply::new(451, (4, 5), "This message is being delivered already, try again later")
 }
 
 fn kept(id: &str) -> Reply {

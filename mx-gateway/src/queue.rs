@@ -31,6 +31,7 @@ use self::gate::Gate;
 pub use self::hand::{Added, InHand};
 use self::index::{Id, Index, New, Slot, Target};
 use crate::body::Message;
+use crate::fingerprint::{self, Fingerprints};
 use crate::serve::Context;
 use crate::spool::{Envelope, Recipient, Route, Spool, SpoolError, State as Stage, Stored};
 
@@ -52,6 +53,7 @@ pub struct Queue {
     /// Told when something may be due.
     wake: Notify,
     rules: ArcSwap<Rules>,
+    fingerprints: Arc<Fingerprints>,
 }
 
 /// Why a message is not kept.
@@ -99,9 +101,9 @@ struct State {
 }
 
 impl Queue {
-    /// A queue of what a spool has.
+    /// A queue of what a spool has. Fingerprints come with the spools that are taken over.
     pub fn new(
-        spool: Spool,
+        (spool, fingerprints): (Spool, Arc<Fingerprints>),
         stored: &[Stored],
         rules: Rules,
         ownership: &Arc<Ownership>,
@@ -114,6 +116,7 @@ impl Queue {
             state: Mutex::default(),
             wake: Notify::new(),
             rules: ArcSwap::from_pointee(rules),
+            fingerprints,
         };
         for stored in stored {
             queue.enter(stored);
@@ -135,6 +138,11 @@ impl Queue {
     /// The spool.
     pub fn spool(&self) -> &Spool {
         &self.spool
+    }
+
+    /// What is known of messages that may come again.
+    pub fn fingerprints(&self) -> &Arc<Fingerprints> {
+        &self.fingerprints
     }
 
     /// True while the spool can keep a message of so many octets.
@@ -251,7 +259,8 @@ impl Queue {
                 std::fs::read_dir(spool.join(place))
                     .map_or(true, |mut files| files.next().is_none())
             };
-            if is_empty("messages") && is_empty("dead") {
+            let has_prints = spool.join(fingerprint::FILE).exists();
+            if is_empty("messages") && is_empty("dead") && !has_prints {
                 continue;
             }
             match self.take_over(spool).await {

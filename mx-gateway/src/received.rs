@@ -81,6 +81,15 @@ impl Trace<'_> {
     }
 }
 
+/// Our header with more fields, each with its CR LF, behind those it has: before the empty line that ends it,
+/// where one does.
+pub fn with_fields(header: &str, fields: &str) -> String {
+    match header.strip_suffix("\r\n\r\n") {
+        Some(before) => format!("{before}\r\n{fields}\r\n"),
+        None => format!("{header}{fields}"),
+    }
+}
+
 /// Takes out what would end a comment or begin another part of the header: a string or a literal, too,
 /// unless it is an address literal as a whole.
 fn tame(text: &str) -> String {

@@ -1,5 +1,7 @@
 //! Drives one client's session: asks, receives, delivers, answers.
 
+mod repeats;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,15 +27,18 @@ use crate::custody::{Origin, place_of};
 use crate::delivery::{Introduction, Offers, Pool};
 use crate::dnsbl::Dnsbl;
 use crate::edge::{Edge, Guessed};
+use crate::fingerprint::{ContentHash, Fingerprint, Fingerprints, Hashing, Receipt};
 use crate::grace::Grace;
 use crate::hop::{self, Hops};
 use crate::letter::Letter;
 use crate::mail_log::{Client, MailLog, Named, Tally};
 use crate::queue::Queue;
-use crate::received::{Loops, Trace};
+use crate::received::{Loops, Trace, with_fields};
 use crate::session::{Event, Protocol, Session, Terms};
 use crate::transaction::{Answer, Transaction};
 use crate::welcome::speaks_early;
+
+use self::repeats::Answered;
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
 /// of 60 kbit/s.
@@ -66,6 +71,8 @@ pub struct Context {
     pub pool: Arc<Pool>,
     /// What cannot be delivered at once. Without one nothing is kept: the sender has to.
     pub queue: Option<Arc<Queue>>,
+    /// What is known of messages that may come again.
+    pub fingerprints: Arc<Fingerprints>,
     /// What owners offer.
     pub offers: Arc<Offers>,
     /// Owners that do not know yet what they have been given.
@@ -83,7 +90,8 @@ pub struct Context {
 /// A message that is being received.
 struct Incoming {
     body: Body,
-    loops: Loops,
+    loops: Box<Loops>,
+    hashing: Hashing,
     began: Instant,
 }
 
@@ -92,6 +100,7 @@ struct Heard<'a> {
     loops: &'a Loops,
     /// How often it was through us before.
     before: u32,
+    content: ContentHash,
     took: Duration,
 }
 
@@ -107,6 +116,8 @@ struct Conversation<'a> {
     session: Session,
     transaction: Option<Transaction>,
     incoming: Option<Incoming>,
+    /// The last message, until its client is known to have heard the reply.
+    answered: Option<Answered>,
     /// When it is over, a message in hand apart.
     ends: Option<Instant>,
     /// What the log in Postfix' words calls the client, and what it is to know at the end.
@@ -198,11 +209,13 @@ async fn converse(
         session,
         transaction: None,
         incoming: None,
+        answered: None,
         ends,
         client,
         tally,
     };
     let ended = conversation.run().await;
+    conversation.note_unheard(ended.is_ok());
     conversation.count_introductions();
     if let Some(transaction) = conversation.transaction.take() {
         transaction.abandon(cx).await;
@@ -266,6 +279,7 @@ impl Conversation<'_> {
     async fn keep(&mut self, octets: Vec<u8>) {
         let Some(incoming) = &mut self.incoming else { return };
         incoming.loops.look(&octets);
+        incoming.hashing.add(&octets);
         incoming.body.append(octets).await;
         if incoming.body.octets() > self.cx.rules.max_message_size.saturating_mul(2).max(ENDLESS) {
             let reply = Reply::new(552, (3, 4), "Message much too large");
@@ -377,8 +391,8 @@ impl Conversation<'_> {
             directory: self.cx.temporary.clone(),
         };
         self.wire.deadlines.until = Instant::now().checked_add(LONGEST_DATA);
-        let (body, loops) = (Body::new(limits), Loops::default());
-        self.incoming = Some(Incoming { body, loops, began: Instant::now() });
+        let (body, loops, hashing) = (Body::new(limits), Box::default(), Hashing::default());
+        self.incoming = Some(Incoming { body, loops, hashing, began: Instant::now() });
         Reply::bare(354, "End data with <CR><LF>.<CR><LF>")
     }
 
@@ -389,7 +403,7 @@ impl Conversation<'_> {
         else {
             return vec![Reply::new(503, (5, 1), "Say MAIL first")];
         };
-        let Incoming { body, loops, began } = incoming;
+        let Incoming { body, loops, hashing, began } = incoming;
         let refusal = match (flawed, body.finish()) {
             (true, _) => Reply::new(550, (6, 0), "Lone CR, or LF before a dot, in the message"),
             (false, Err(Fault::TooLarge)) => Reply::new(552, (3, 4), "Message too large"),
@@ -402,7 +416,8 @@ impl Conversation<'_> {
                 match hop::refusal(before, self.cx.kind) {
                     Some(refusal) => refusal,
                     None => {
-                        let heard = Heard { loops: &loops, before, took: began.elapsed() };
+                        let (content, took) = (hashing.finish(), began.elapsed());
+                        let heard = Heard { loops: &loops, before, content, took };
                         return self.deliver(transaction, message, heard).await;
                     }
                 }
@@ -432,10 +447,20 @@ impl Conversation<'_> {
         message: Message,
         heard: Heard<'_>,
     ) -> Vec<Reply> {
-        let id: Box<str> = uuid::Uuid::now_v7().simple().to_string().into();
-        let trace = self.trace(&transaction, &message, &id, heard.before);
+        let uuid = uuid::Uuid::now_v7();
+        let id: Box<str> = uuid.simple().to_string().into();
         let from = transaction.mail().from.clone();
-        let looked_at = self.authenticated(&transaction, trace, &message, &id).await;
+        let print = |to| Fingerprint::new(&from, to, &heard.content);
+        let prints: Vec<_> = transaction.addresses().map(print).collect();
+        let seen = self.cx.fingerprints.look_up(&prints);
+        if let Some(replies) = self.repeated(&transaction, (&id, &message), &heard, &seen) {
+            transaction.abandon(self.cx).await;
+            return replies;
+        }
+        let trace = self.trace(&transaction, &message, &id, heard.before);
+        let receipt = Receipt::new(&self.cx.fingerprints, uuid, &prints);
+        let looking = Box::pin(self.authenticated(&transaction, trace, &message, &id));
+        let looked_at = self.watched(&receipt, looking).await;
         let (header, message, may_report) = match looked_at {
             Ok(authenticated) => authenticated,
             Err(refusal) => {
@@ -449,7 +474,7 @@ impl Conversation<'_> {
         let (log, octets) = (&self.cx.mail_log, message.octets());
         log.received(&self.client, &id, message_id.as_deref(), &from, octets, recipients);
         let letter = Arc::new(Letter {
-            header,
+            header: with_fields(&header, &heard.content.field()),
             id,
             mail: transaction.mail().clone(),
             introduction: self.introduction(),
@@ -463,8 +488,8 @@ impl Conversation<'_> {
             took: heard.took,
         };
         let (each, accepted) = (origin.each, transaction.accepted().to_vec());
-        let replies = transaction.deliver(self.cx, &letter, origin).await.unwrap_or_default();
-        // None comes when the task has panicked: what it had done it has recorded.
+        let replies = transaction.deliver(self.cx, &letter, origin, (&seen, &receipt));
+        let replies = self.replies(receipt, replies).await;
         let lost = || Reply::new(451, (3, 0), "Internal error, try again later");
         let of = |place: usize| replies.get(place).cloned().unwrap_or_else(lost);
         if each { accepted.into_iter().map(of).collect() } else { vec![of(0)] }

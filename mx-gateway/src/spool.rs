@@ -35,8 +35,9 @@ use self::disk::{Disk, Place};
 use self::file::{Entry, LoadError};
 use self::index::{Index, Step, draw_up, lock, wide};
 use crate::body::Message;
+use crate::fingerprint::{self, format::Record as Print};
 
-pub use self::clock::now;
+pub use self::clock::{millis, now};
 pub use self::error::SpoolError;
 pub use self::health::{Fault, Health, Trouble};
 pub use self::message::{
@@ -62,6 +63,8 @@ pub struct Adopted {
     pub messages: Vec<Stored>,
     /// How many dead letters came besides.
     pub dead: usize,
+    /// What was known of messages that may come again.
+    pub prints: Vec<Print>,
     /// Why not everything came: the rest is still there. Adopting again goes on with it.
     pub failed: Option<SpoolError>,
 }
@@ -298,7 +301,12 @@ impl Spool {
                 }
                 _ => messages.push(index.enter(loaded)),
             });
-            Ok(Adopted { messages, dead, failed: adopted.err() })
+            let prints = fingerprint::take(other.base()).unwrap_or_else(|error| {
+                let spool = directory.display();
+                tracing::warn!(%spool, %error, "fingerprints cannot be taken over: what was delivered may be again");
+                Vec::new()
+            });
+            Ok(Adopted { messages, dead, prints, failed: adopted.err() })
         })
         .await
     }

@@ -18,8 +18,10 @@ use tokio::time::timeout;
 
 use crate::custody::{Custody, Origin, Recipient};
 use crate::delivery::{Begun, Connection, DeliveryError, Introduction, Round, begin};
+use crate::fingerprint::{Receipt, Seen};
 use crate::grace::{Refused, Terms};
 use crate::letter::Letter;
+use crate::outcome::{self, Verdict};
 use crate::recipient::{self, Found, Place};
 use crate::refusal;
 use crate::serve::Context;
@@ -100,9 +102,14 @@ impl Transaction {
         }
     }
 
+    /// Addresses of its recipients, in their places.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.recipients.iter().map(|recipient| &recipient.to.address)
+    }
+
     /// Domains of its recipients.
     pub fn domains(&self) -> Vec<&Domain> {
-        self.recipients.iter().map(|recipient| recipient.to.address.domain()).collect()
+        self.addresses().map(Address::domain).collect()
     }
 
     /// Asks a recipient's owner. One that is held or cannot be reached is not needed for a yes where the
@@ -210,22 +217,34 @@ impl Transaction {
         answer
     }
 
-    /// Sends the message to every owner at once. The reply to the client, or with LMTP the replies, come out
-    /// of the channel; what is done until then and after it is [`Custody`]'s.
+    /// Sends the message to every owner at once, but not to recipients who are `seen` to have it, in their
+    /// places. The reply to the client, or with LMTP the replies, come out of the channel; what is done until
+    /// then and after it is [`Custody`]'s.
     pub fn deliver(
         mut self,
         cx: &Arc<Context>,
         letter: &Arc<Letter>,
         origin: Origin,
+        (seen, receipt): (&[Seen], &Arc<Receipt>),
     ) -> oneshot::Receiver<Vec<Reply>> {
         let recipients = std::mem::take(&mut self.recipients);
-        let (mut custody, replies) = Custody::new(cx, letter, origin, recipients.clone());
+        let (mut custody, replies) = Custody::new(cx, letter, origin, recipients.clone(), receipt);
         let mut round = Round::new(cx, letter);
         for (place, recipient) in recipients.iter().enumerate() {
             let Recipient { to, name, route } = recipient;
-            if let Err(unsent) = round.add(place, to, name, route) {
-                let verdict = unsent.verdict(&to.address);
-                custody.settle_unsent(place, verdict, &unsent.to_string());
+            match seen.get(place) {
+                None | Some(Seen::Never) => {
+                    if let Err(unsent) = round.add(place, to, name, route) {
+                        let verdict = unsent.verdict(&to.address);
+                        custody.settle_unsent(place, verdict, &unsent.to_string());
+                    }
+                }
+                Some(Seen::Done(former)) => custody.settle_repeated(place, *former),
+                Some(Seen::InHand(former)) => {
+                    let verdict = Verdict::Refused(outcome::being_delivered());
+                    let why = format!("the same message is being delivered as {}", former.simple());
+                    custody.settle_unsent(place, verdict, &why);
+                }
             }
         }
         for delivery in round.deliveries() {

@@ -163,6 +163,9 @@ pub struct QueueConfig {
     pub report_via: Option<BackendName>,
     /// Free octets on its disk under which nothing more is kept.
     pub reserve: u64,
+    /// How long it is known of a message whose sender may not have heard the reply that it was delivered; zero:
+    /// not at all.
+    pub remember: Duration,
 }
 
 /// A listener of the gateway.

@@ -25,7 +25,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -63,6 +63,8 @@ pub struct Wire {
     /// Octets the socket has taken and given, to see progress by.
     sent: u64,
     received: u64,
+    /// Octets that came into `input`.
+    said: u64,
 }
 
 /// Longest waits on a peer.
@@ -123,6 +125,7 @@ impl Wire {
             ended: false,
             sent: 0,
             received: 0,
+            said: 0,
         })
     }
 
@@ -268,6 +271,23 @@ impl Wire {
             poll_fn(|cx| self.poll_fill(cx)).await?;
         }
         Ok(())
+    }
+
+    /// Waits until the peer has closed its side of the connection, or it is broken, whatever of it is unread.
+    pub async fn hung_up(&self) {
+        // Of what is waited for with this interest, only the end concerns this socket: nobody registered it for
+        // octets that are urgent.
+        if !self.ended {
+            match self.socket.ready(Interest::PRIORITY).await {
+                Ok(ready) if !ready.is_read_closed() => std::future::pending().await,
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Octets that the peer has said so far, TLS's own apart: all that ever came into `input`.
+    pub fn said(&self) -> u64 {
+        self.said
     }
 
     /// Writes everything that is queued. While the peer does not read, it is read from, up to

@@ -101,7 +101,7 @@ async fn send_many(port: u16, octets: usize, messages: usize) -> anyhow::Result<
                 let to = format!("user{}@example.org", (sender + number) % 100);
                 connection.send(&to, &content).await?;
             }
-            anyhow::Ok(())
+            connection.quit().await
         });
     }
     while let Some(done) = senders.join_next().await {

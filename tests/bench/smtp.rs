@@ -102,6 +102,13 @@ impl Sender {
         self.reply(b"250").await
     }
 
+    /// Takes leave: one that goes without a word may not have heard the last reply, as far as the gateway knows,
+    /// and the same message from it again would not be delivered.
+    pub async fn quit(mut self) -> anyhow::Result<()> {
+        self.say(b"QUIT\r\n").await?;
+        self.reply(b"221").await
+    }
+
     async fn say(&mut self, octets: &[u8]) -> anyhow::Result<()> {
         Ok(self.stream.write_all(octets).await?)
     }

@@ -9,6 +9,7 @@
 
 mod front;
 mod pieces;
+mod prints;
 mod pure;
 mod session;
 mod spool;
@@ -22,7 +23,7 @@ use shared::backend::LoginProtocol;
 pub type Target = fn(&[u8]);
 
 /// All of them, by the names of their programs and corpora in `fuzz/`.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("imap_front", imap_front),
     ("pop3_front", pop3_front),
     ("submission_front", submission_front),
@@ -36,6 +37,7 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("sasl", pure::sasl),
     ("names", pure::names),
     ("spool_file", spool::spool_file),
+    ("fingerprint_file", prints::fingerprint_file),
 ];
 
 /// Plays `octets` to the target of that name.

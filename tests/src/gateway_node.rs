@@ -13,6 +13,7 @@ use mx_gateway::body::Memory;
 use mx_gateway::delivery::{Offers, Pool};
 use mx_gateway::dnsbl::Dnsbl;
 use mx_gateway::edge::Edge;
+use mx_gateway::fingerprint::{self, Fingerprints};
 use mx_gateway::mail_log::MailLog;
 use mx_gateway::queue::Queue;
 use mx_gateway::serve::{Context, serve};
@@ -89,6 +90,7 @@ impl Default for Settings {
                     max_per_second: 0,
                     report_via: None,
                     reserve: 0,
+                    remember: Duration::from_hours(48),
                 },
                 authentication: None,
                 mail_log: None,
@@ -104,6 +106,9 @@ impl Default for Settings {
     }
 }
 
+/// What a node keeps on disk, and the messages that were there.
+type Opened = ((Spool, Arc<Fingerprints>), Vec<Stored>);
+
 /// A running gateway.
 #[derive(Debug)]
 pub struct GatewayNode {
@@ -117,6 +122,8 @@ pub struct GatewayNode {
     pub address: SocketAddr,
     /// What it keeps.
     pub queue: Option<Arc<Queue>>,
+    /// What it knows of messages that may come again.
+    pub fingerprints: Arc<Fingerprints>,
     place: Place,
 }
 
@@ -152,14 +159,16 @@ impl GatewayNode {
         settings: Settings,
         directory: &Path,
     ) -> Result<Self> {
-        let opened = Spool::open(directory, settings.rules.queue.reserve).await?;
-        Self::start_on(backends, settings, Some(opened))
+        let (spool, stored) = Spool::open(directory, settings.rules.queue.reserve).await?;
+        let file = directory.join(fingerprint::FILE);
+        let prints = Fingerprints::open(&file, settings.rules.queue.remember).await;
+        Self::start_on(backends, settings, Some(((spool, prints), stored)))
     }
 
     fn start_on(
         backends: impl IntoIterator<Item = Backend>,
         settings: Settings,
-        opened: Option<(Spool, Vec<Stored>)>,
+        opened: Option<Opened>,
     ) -> Result<Self> {
         let Settings { kind, rules, tls, implicit_tls, proxied, ask_timeout, .. } = settings;
         let Settings { max_per_address, authenticator, lists, .. } = settings;
@@ -176,6 +185,10 @@ impl GatewayNode {
             max_per_address,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
+        let fingerprints = match &opened {
+            Some(((_, prints), _)) => Arc::clone(prints),
+            None => Fingerprints::in_memory(rules.queue.remember),
+        };
         let queue = opened.map(|(spool, stored)| {
             let rules = mx_gateway::app::rules(&rules);
             Queue::new(spool, &stored, rules, &table.ownership, &lifecycle)
@@ -193,6 +206,7 @@ impl GatewayNode {
             ask_timeout,
             pool: Arc::new(Pool::default()),
             queue: queue.clone(),
+            fingerprints: Arc::clone(&fingerprints),
             offers: Arc::clone(&offers),
             grace: Arc::default(),
             memory: Memory::new(64 * 1024 * 1024),
@@ -209,7 +223,7 @@ impl GatewayNode {
         listener.serve(&lifecycle, mx_gateway::app::full, move |accepted| {
             serve(Arc::clone(&cx), accepted)
         });
-        Ok(Self { rows: table, lifecycle, offers, address, place, queue })
+        Ok(Self { rows: table, lifecycle, offers, address, place, queue, fingerprints })
     }
 
     /// A client's connection, greeted.

@@ -537,7 +537,8 @@ impl Server {
     }
 }
 
-/// Where what the gateway has put before a message ends: its Received field, and its own trace.
+/// Where what the gateway has put before a message ends: its Received field, its own trace, and its id for the
+/// content. Where it looks at senders, the results are between these two.
 fn first_field(content: &[u8]) -> usize {
     let mut end = 0;
     for line in content.split_inclusive(|&b| b == b'\n') {
@@ -545,19 +546,21 @@ fn first_field(content: &[u8]) -> usize {
             break;
         }
         end += line.len();
-        if line.starts_with(HOP) {
+        if line.starts_with(LAST) {
             break;
         }
     }
     end
 }
 
-/// What the gateway's own trace begins with.
-const HOP: &[u8] = b"Mailshift-Hop: ";
+/// What the last of the gateway's own fields begins with.
+const LAST: &[u8] = b"Mailshift-Delivery-Id: ";
 
 /// A line of what the gateway puts before a message that is not the first.
 fn is_ours(line: &[u8]) -> bool {
-    line.starts_with(b"\t") || line.starts_with(HOP)
+    let fields: [&[u8]; 4] =
+        [b"\t", b"Mailshift-Hop: ", b"Authentication-Results: mx.example.org;", LAST];
+    fields.iter().any(|field| line.starts_with(field))
 }
 
 async fn say(stream: &mut Stream, line: &str) -> Result<()> {

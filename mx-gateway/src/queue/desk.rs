@@ -286,6 +286,11 @@ impl Queue {
         for stored in &adopted.messages {
             self.enter(stored);
         }
+        self.fingerprints.adopt(&adopted.prints);
+        if !adopted.prints.is_empty() {
+            let count = adopted.prints.len();
+            tracing::info!(spool = %spool.display(), count, "fingerprints were taken over");
+        }
         let (messages, dead) = (adopted.messages.len(), adopted.dead);
         if let Some(error) = adopted.failed {
             tracing::error!(spool = %spool.display(), %error, "only a part of a spool was taken over");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const LATEST: u64 = 1 << 48;
 
 /// The milliseconds of a time; 0 when it is before 1970.
-pub(super) fn millis(time: SystemTime) -> u64 {
+pub fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     span(since).min(LATEST)
 }

@@ -6,6 +6,7 @@
 //! messages/   the messages, named by their ids
 //! dead/       messages that nobody will get
 //! corrupt/    files that cannot be read as messages; never touched again
+//! fingerprints  what was done with messages that may come again ([`crate::fingerprint`])
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

@@ -282,6 +282,8 @@ pub(super) struct Queue {
     pub(super) max_per_second: u32,
     pub(super) report_via: String,
     pub(super) reserve: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub(super) remember: Duration,
 }
 
 impl Default for Queue {
@@ -292,6 +294,7 @@ impl Default for Queue {
             max_per_second: 0,
             report_via: String::new(),
             reserve: ByteSize::mib(64),
+            remember: Duration::from_hours(48),
         }
     }
 }

@@ -81,6 +81,7 @@ impl Wire {
         let Scratch { reading, outgoing } = scratch;
         let plain = ready!(self.poll_open(cx, room, reading, outgoing))?;
         self.input.push(plain);
+        self.said = self.said.wrapping_add(plain.len() as u64);
         Poll::Ready(Ok(plain.len()))
     }
 

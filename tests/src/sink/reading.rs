@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncBufReadExt;
 
-use super::{HOP, Message, Stream, Transaction, is_ours};
+use super::{LAST, Message, Stream, Transaction, is_ours};
 
 /// Octets of a message that are kept to look at; beyond that it is counted and hashed only.
 const KEPT: usize = 1024 * 1024;
@@ -50,7 +50,7 @@ impl Reading {
         if !self.in_first_field {
             self.digest.update(content);
         }
-        self.in_first_field &= !content.starts_with(HOP);
+        self.in_first_field &= !content.starts_with(LAST);
         if message.content.len() < KEPT {
             message.content.extend_from_slice(content);
         }

@@ -114,10 +114,13 @@ impl Ledger {
             let (first, last) = (copies[0].at, copies[copies.len() - 1].at);
             let why = if copies[..copies.len() - 1].iter().any(|copy| !copy.answered) {
                 "an owner had it and did not say so"
-            } else if told.unknown.contains(&copies[0].id) {
-                "a sender had no reply and came again"
             } else if kills.iter().any(|(from, to)| *from <= last && *to >= first) {
-                "the service was killed"
+                // A sender who has no reply comes again: that alone explains nothing.
+                if told.unknown.contains(&copies[0].id) {
+                    "the service was killed, and a sender had no reply and came again"
+                } else {
+                    "the service was killed"
+                }
             } else if copies.iter().any(|copy| copy.owner != copies[0].owner) {
                 "an owner's yes came when the account had moved"
             } else {

@@ -31,6 +31,9 @@ const PEOPLE: [&str; 6] = ["ann", "ben", "cat", "dan", "eve", "fay"];
 /// People who send without a pause.
 const SENDERS: usize = 4;
 
+/// Of a hundred replies, those that a sender does not wait for.
+const LOST_REPLIES: u8 = 10;
+
 fn account(local: &str) -> String {
     format!("{local}@example.org")
 }
@@ -246,7 +249,15 @@ async fn offer<'a>(
     let message =
         format!("From: sender@example.com\r\nSubject: {id}\r\n\r\n{}\r\n.\r\n", "x".repeat(500));
     client.conversation.send(message.as_bytes()).await.map_err(|_| true)?;
+    if fastrand::u8(0..100) < LOST_REPLIES {
+        sleep(Duration::from_millis(fastrand::u64(0..20))).await;
+        return Err(true);
+    }
     let reply = client.reply().await.map_err(|_| true)?;
+    if reply.to_string().starts_with("451 4.4.5 ") {
+        // Our own attempt of before is not over.
+        return Err(false);
+    }
     Ok((reply.code == 250).then_some(accepted))
 }
 

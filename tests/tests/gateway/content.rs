@@ -147,6 +147,7 @@ async fn a_message_over_the_limit_is_refused_at_its_end_and_the_session_goes_on(
         good(&mut client, "DATA").await?;
         client.conversation.send(&content).await?;
         assert_eq!(client.reply().await?.code, 250);
+        good(&mut client, "QUIT").await?;
     }
     assert_eq!(old.messages().len(), 3);
     Ok(())

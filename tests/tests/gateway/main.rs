@@ -8,6 +8,7 @@ mod clients;
 mod content;
 mod edge;
 mod faults;
+mod fingerprints;
 mod flips;
 mod front;
 mod grace;

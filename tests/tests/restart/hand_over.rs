@@ -241,6 +241,23 @@ async fn the_grace_after_a_hand_over_ends_with_the_words_of_a_shutdown() {
 }
 
 #[tokio::test]
+async fn a_message_that_comes_again_after_an_upgrade_is_known() {
+    let host = Host::new(Engine::Sqlite).await;
+    let mut gateway = host.start("mx-gateway").await;
+    let message = smtp::message("once");
+    let reply = smtp::send(host.smtp, "s@example.com", &[BOB], &message).await.unwrap();
+    assert!(reply.to_string().contains("Ok, delivered as "), "{reply}");
+    for round in 1..=2 {
+        // Its client has gone without a word.
+        gateway.upgrade().await;
+        gateway.said("fingerprints were taken over", round).await;
+        let reply = smtp::send(host.smtp, "s@example.com", &[BOB], &message).await.unwrap();
+        assert!(reply.to_string().contains("Ok, already delivered as "), "{reply}");
+    }
+    assert_eq!(host.mail.messages().len(), 1);
+}
+
+#[tokio::test]
 async fn mail_that_waits_is_taken_over_and_delivered_once() {
     let host = Host::new(Engine::Sqlite).await;
     let mut gateway = host.start("mx-gateway").await;

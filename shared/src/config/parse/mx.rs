@@ -98,6 +98,7 @@ impl Parser<'_, '_> {
             max_per_second: queue.max_per_second,
             report_via: self.optional("mx.queue.report_via", &queue.report_via, BackendName::parse),
             reserve: queue.reserve.as_u64(),
+            remember: queue.remember,
         }
     }
 

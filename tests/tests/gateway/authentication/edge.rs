@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 use shared::config::EnforcementMode;
 use tests::dns_zone::Manner;
 use tests::gateway_node::{GatewayNode, Settings};
+use tests::patience::until;
 use tests::signer::{Kind, Signer};
 use tests::sink::{Manners, Sink};
 use tests::smtp;
@@ -42,13 +43,14 @@ impl Place {
     }
 }
 
-/// A message from its Received header on: that header, ours of the results, and the rest.
+/// A message from its Received header on: that header, ours of the results, and what stands behind our fields.
 fn parts(got: &str) -> (&str, &str, &str) {
     let (received, rest) =
         got.split_at(got.find("Authentication-Results: mx.example.org").unwrap());
     let end = rest.match_indices("\r\n").find(|(at, _)| !rest[at + 2..].starts_with('\t'));
     let (results, rest) = rest.split_at(end.unwrap().0 + 2);
-    (received, results, rest)
+    let id = rest.strip_prefix("Mailshift-Delivery-Id: ").unwrap();
+    (received, results, id.split_once("\r\n").unwrap().1)
 }
 
 #[tokio::test]
@@ -241,5 +243,26 @@ async fn a_name_server_that_is_gone_holds_no_message_up_for_good() -> Result<()>
     assert_eq!(place.send(&[ANN], &letter("bob@example.com")).await?.code, 250);
     let got = place.got();
     assert!(got.contains("spf=temperror") && got.contains("dmarc=temperror"), "{got}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_goes_while_its_sender_is_looked_at_gets_its_message_delivered_once()
+-> Result<()> {
+    let place = place(|config| config.time_limit = Duration::from_secs(2)).await?;
+    place.zone.behave("client.example.com", Manner::Silent);
+    let mut client = envelope(&place.node, &[ANN]).await?;
+    good(&mut client, "DATA").await?;
+    let text = letter("bob@example.com");
+    client.conversation.send(format!("{text}.\r\n").as_bytes()).await?;
+    drop(client);
+    let prints = &place.node.fingerprints;
+    until("the client is missed", || (prints.in_hand() == 1).then_some(())).await?;
+    let again = || smtp::send(place.node.address, super::super::SENDER, &[ANN], &text);
+    let reply = again().await?.to_string();
+    assert!(reply.starts_with("451 4.4.5 ") || reply.contains("already delivered"), "{reply}");
+    until("it is done", || (prints.len() == 1).then_some(())).await?;
+    assert!(again().await?.to_string().contains("already delivered"));
+    assert_eq!(place.old.messages().len(), 1);
     Ok(())
 }
