@@ -1,43 +1,33 @@
 //! Cut-through messages: every second recipient lives at new. Senders and sinks run in this process, the
-//! gateway in its own, so its numbers are its own.
+//! gateway in its own, so its numbers are its own. Beside it Postfix, which asks the same table in Postgres.
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use tests::postgres::Server;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::proxy::Service;
+use crate::gateway::Gateway;
 use crate::smtp::{Sender, Sink, message};
 use crate::{measure, peers, table};
 
 const RUNS: usize = 5;
 const AT_ONCE: usize = 16;
+const USERS: usize = 100;
 /// Longest wait for the last message of a run.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn run() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let table = table::sqlite(directory.path(), 100).await?;
-    table::move_half(&table).await?;
+    let database = Server::shared().create_database()?;
+    table::fill(&database.url, USERS).await?;
+    table::move_half(&database.url).await?;
     let (old, new) = (Sink::start().await?, Sink::start().await?);
-    let port = tests::ports::reserve_one()?.port();
-    let config = format!(
-        "[node]\nname = \"bench\"\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
-         [backends.old.mail]\nhost = \"127.0.0.1\"\nport = {old}\n\
-         [backends.new.mail]\nhost = \"127.0.0.1\"\nport = {new}\n\
-         [mx]\nhostname = \"mx.example.org\"\nauthentication.enabled = false\n\
-         [mx.smtp]\nlisten = [\"127.0.0.1:{port}\"]\n\
-         tls = \"none\"\n[log]\nlevel = \"warn\"\n",
-        state = directory.path(),
-        old = old.port,
-        new = new.port,
-    );
-    let service = Service::start("mx-gateway", &config, directory.path(), port).await?;
-    let recipients = (0..100).map(|number| {
-        (format!("user{number}@example.org"), if number % 2 == 0 { new.port } else { old.port })
-    });
-    let postfix = peers::postfix(recipients.collect()).await;
+    let owners = [old.port, new.port];
+    let gateway = Gateway { owners, table: &database.url, dns: None };
+    let service = gateway.start(directory.path()).await?;
+    let postfix = peers::postfix(USERS, &database, owners, "").await;
     for octets in [4 * 1024, 64 * 1024] {
         println!("\n# messages of {} KiB, {AT_ONCE} senders, two owners", octets / 1024);
         let gateway =
@@ -47,7 +37,7 @@ pub async fn run() -> anyhow::Result<()> {
             Ok(postfix) => {
                 let pid = u32::try_from(postfix.pid().unwrap_or_default())?;
                 let port = postfix.smtp().port();
-                let peer = Peer { name: "Postfix", port, pid, messages: 1_000 };
+                let peer = Peer { name: "Postfix, pgsql maps", port, pid, messages: 1_000 };
                 measure_peer(&peer, octets, [&old, &new]).await?;
             }
             Err(error) => println!("Postfix: not measured: {error:#}"),
@@ -67,38 +57,54 @@ struct Peer {
 /// From the first message to the last one's arrival at its owner.
 async fn measure_peer(peer: &Peer, octets: usize, sinks: [&Sink; 2]) -> anyhow::Result<()> {
     let arrived = || sinks.iter().map(|sink| sink.messages()).sum::<usize>();
-    let (mut cpu, mut rate) = (Vec::new(), Vec::new());
+    let (mut cpu, mut of_postgres, mut rate) = (Vec::new(), Vec::new(), Vec::new());
+    let postgres = Server::shared().pid()?;
     for _ in 0..RUNS {
-        let before = measure::cpu_of_tree(peer.pid)?;
+        let before = [peer.pid, postgres].map(measure::cpu_of_tree);
         let (began, first) = (Instant::now(), arrived());
-        send_many(peer.port, octets, peer.messages).await?;
-        let sent = peer.messages / AT_ONCE * AT_ONCE;
+        let at_new = sinks[1].messages();
+        let content = message(octets);
+        let sent = send_many(peer.port, AT_ONCE, peer.messages, &content).await?;
         while arrived() - first < sent {
             ensure!(began.elapsed() < PATIENCE, "{} keeps messages", peer.name);
             sleep(Duration::from_millis(1)).await;
         }
+        ensure!(2 * (sinks[1].messages() - at_new) == sent, "{} does not split evenly", peer.name);
         rate.push(sent as f64 / began.elapsed().as_secs_f64());
-        let used = measure::cpu_of_tree(peer.pid)?.saturating_sub(before);
-        cpu.push(used.as_secs_f64() * 1e6 / sent as f64);
+        let after = [peer.pid, postgres].map(measure::cpu_of_tree);
+        for (values, (before, after)) in
+            [&mut cpu, &mut of_postgres].into_iter().zip(before.into_iter().zip(after))
+        {
+            let used = after?.saturating_sub(before?);
+            values.push(used.as_secs_f64() * 1e6 / sent as f64);
+        }
     }
     println!(
-        "{}: {:.0} µs CPU per message, {:.0} messages/s (medians of {RUNS} runs of {})",
+        "{}: {:.0} µs CPU per message (and {:.0} in Postgres), {:.0} messages/s (medians of {RUNS} \
+         runs of {})",
         peer.name,
         measure::median(cpu),
+        measure::median(of_postgres),
         measure::median(rate),
         peer.messages
     );
     Ok(())
 }
 
-async fn send_many(port: u16, octets: usize, messages: usize) -> anyhow::Result<()> {
+/// Sends about so many by `at_once` senders, and returns how many it were.
+pub async fn send_many(
+    port: u16,
+    at_once: usize,
+    messages: usize,
+    content: &[u8],
+) -> anyhow::Result<usize> {
     let mut senders = JoinSet::new();
-    for sender in 0..AT_ONCE {
+    for sender in 0..at_once {
+        let content = content.to_vec();
         senders.spawn(async move {
-            let content = message(octets);
             let mut connection = Sender::connect(port).await?;
-            for number in 0..messages / AT_ONCE {
-                let to = format!("user{}@example.org", (sender + number) % 100);
+            for number in 0..messages / at_once {
+                let to = format!("user{}@example.org", (sender + number) % USERS);
                 connection.send(&to, &content).await?;
             }
             connection.quit().await
@@ -107,5 +113,5 @@ async fn send_many(port: u16, octets: usize, messages: usize) -> anyhow::Result<
     while let Some(done) = senders.join_next().await {
         done??;
     }
-    Ok(())
+    Ok(messages / at_once * at_once)
 }

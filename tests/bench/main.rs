@@ -3,11 +3,14 @@
 //! Each part prints medians of several runs and what it ran beside. Nothing here asserts: a number is for
 //! reading. The machine is named in the output, since a number without its machine says nothing.
 
+mod added;
 mod backend;
 mod client;
 mod crowd;
 mod flip;
+mod gateway;
 mod idle;
+mod large;
 mod login;
 mod mail;
 mod map;
@@ -16,7 +19,9 @@ mod peers;
 mod proxy;
 mod relay;
 mod restart;
+mod sessions;
 mod smtp;
+mod spool;
 mod stage;
 mod table;
 mod tls;
@@ -55,6 +60,14 @@ enum Part {
     Restart,
     /// Cut-through messages: CPU and rate.
     Mail,
+    /// What the gateway adds to an owner's reply at the end of a message, authentication included.
+    Added,
+    /// Mail for owners that are away: taken into the queue, and out of it.
+    Spool,
+    /// Memory of open SMTP sessions.
+    Sessions,
+    /// Memory while large messages pass.
+    Large,
 }
 
 #[tokio::main]
@@ -79,6 +92,10 @@ async fn main() -> anyhow::Result<()> {
             Part::Crowd => crowd::run().await?,
             Part::Restart => restart::run().await?,
             Part::Mail => mail::run().await?,
+            Part::Added => added::run().await?,
+            Part::Spool => spool::run().await?,
+            Part::Sessions => sessions::run().await?,
+            Part::Large => large::run().await?,
         }
         println!("({part:?}: {:.0} s)", began.elapsed().as_secs_f64());
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::peers::Who;
@@ -29,20 +30,38 @@ pub fn resident(pid: u32) -> anyhow::Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
-/// User and system time of a process so far, all its threads, to a hundredth of a second.
-pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
+/// User and system time of a process so far, all its threads, to a hundredth of a second; and that of its
+/// children that have ended.
+fn times(pid: u32) -> anyhow::Result<[Duration; 2]> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The command's name may hold spaces; the fields are counted from behind its bracket.
     let fields: Vec<&str> =
         stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|t| t.parse::<u64>().ok()).unwrap_or(0);
     let per_second = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_secs_f64((ticks(11) + ticks(12)) as f64 / per_second as f64))
+    let time = |user, system| {
+        Duration::from_secs_f64((ticks(user) + ticks(system)) as f64 / per_second as f64)
+    };
+    Ok([time(11, 12), time(13, 14)])
 }
 
-/// User and system time of a process and every process below it.
+/// User and system time of a process and every process below it, those that have ended included: Postfix'
+/// and Postgres' processes come and go.
 pub fn cpu_of_tree(root: u32) -> anyhow::Result<Duration> {
-    Ok(tree(root).into_iter().filter_map(|pid| cpu(pid).ok()).sum())
+    Ok(tree(root).into_iter().filter_map(|pid| times(pid).ok()).flatten().sum())
+}
+
+/// The most memory that was resident at once since [`forget_peak`], in octets.
+pub fn peak(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kibibytes * 1024)
+}
+
+/// Begins [`peak`] anew.
+pub fn forget_peak(pid: u32) -> anyhow::Result<()> {
+    Ok(std::fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }
 
 /// Resident memory of a process and every process below it.

@@ -1,5 +1,6 @@
 //! Who is measured: our login proxy and what is installed beside it, each set up for speed as its
-//! documentation says, with the same certificate, clients and backends. And Postfix with split delivery.
+//! documentation says, with the same certificate, clients and backends. And Postfix with split delivery
+//! by the same table.
 
 mod dovecot;
 mod haproxy;
@@ -7,7 +8,6 @@ mod nginx;
 
 use std::any::Any;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
@@ -16,9 +16,14 @@ use tests::children::Child;
 use tests::patience::until;
 use tests::place::Place;
 use tests::postfix::{Delivery, Options, Postfix};
+use tests::postgres::{Database, Server};
 
 use crate::proxy;
 use crate::stage::Stage;
+
+/// How it learns owners; and it takes mail as fast as it comes, from as many as want to send.
+pub const POSTFIX: &str = "transport_maps = proxy:pgsql:/etc/postfix/owners.cf\n\
+                           default_process_limit = 300\nin_flow_delay = 0\n";
 
 /// A proxy of logins, or of octets.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,17 +104,29 @@ impl Peer {
     }
 }
 
-/// A Postfix that sends each of `recipients` to the server beside it.
-pub async fn postfix(recipients: Vec<(String, u16)>) -> anyhow::Result<Postfix> {
-    let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+/// A Postfix that asks a table in Postgres where each of so many users lives, and sends there: to old or
+/// new, whose ports these are. With `more` settings.
+pub async fn postfix(
+    users: usize,
+    table: &Database,
+    [old, new]: [u16; 2],
+    more: &str,
+) -> anyhow::Result<Postfix> {
+    let socket = Server::shared().socket();
+    let map = format!(
+        "hosts = unix:{}\nuser = postgres\npassword = none\ndbname = {}\ndomain = example.org\n\
+         query = SELECT 'smtp:[127.0.0.1]:' || CASE owner WHEN 'new' THEN {new} ELSE {old} END \
+         FROM accounts WHERE account = '%s'\n",
+        socket.display(),
+        table.name
+    );
     Postfix::start(Options {
         domain: "example.org".into(),
-        recipients: recipients.iter().map(|(recipient, _)| recipient.clone()).collect(),
-        delivery: Delivery::Split(
-            recipients.into_iter().map(|(recipient, port)| (recipient, local(port))).collect(),
-        ),
-        wants_names: false,
-        sasl: None,
+        recipients: (0..users).map(|number| format!("user{number}@example.org")).collect(),
+        // By the map alone.
+        delivery: Delivery::Split(Vec::new()),
+        settings: format!("{POSTFIX}{more}"),
+        files: vec![("owners.cf".into(), map)],
         ..Options::default()
     })
     .await

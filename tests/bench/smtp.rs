@@ -1,42 +1,81 @@
 //! The smallest SMTP server that mail can be delivered to, and a client that sends through a gateway.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use tests::signer::Signer;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
-/// A server that takes every message and forgets it.
+const FINAL_DOT: &[u8] = b".\r\n";
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Octets that are kept of a message.
+const KEPT: usize = 8 * 1024;
+
+/// A server that takes every message and forgets it, until this is dropped.
 pub struct Sink {
     pub port: u16,
-    /// Messages so far.
-    messages: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
+    serving: JoinHandle<()>,
+}
+
+/// What came so far.
+#[derive(Default)]
+struct Seen {
+    messages: AtomicUsize,
+    /// The front of the last message.
+    last: Mutex<Vec<u8>>,
 }
 
 impl Sink {
     pub async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_on(0).await
+    }
+
+    /// One on this port; 0: any.
+    pub async fn start_on(port: u16) -> anyhow::Result<Self> {
+        let listener = TcpSocket::new_v4()?;
+        listener.set_reuseaddr(true)?;
+        listener.bind(([127, 0, 0, 1], port).into())?;
+        let listener = listener.listen(BACKLOG)?;
         let port = listener.local_addr()?.port();
-        let messages = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&messages);
-        tokio::spawn(async move {
+        let seen = Arc::<Seen>::default();
+        let noted = Arc::clone(&seen);
+        let serving = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 let _ = socket.set_nodelay(true);
-                let counter = Arc::clone(&counter);
-                tokio::spawn(async move { take(socket, &counter).await });
+                let seen = Arc::clone(&noted);
+                connections.spawn(async move { take(socket, &seen).await });
+                while connections.try_join_next().is_some() {}
             }
         });
-        Ok(Self { port, messages })
+        Ok(Self { port, seen, serving })
     }
 
     /// Messages so far.
     pub fn messages(&self) -> usize {
-        self.messages.load(Ordering::Relaxed)
+        self.seen.messages.load(Ordering::Relaxed)
+    }
+
+    /// The front of the last one.
+    pub fn last(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.seen.last)).into_owned()
     }
 }
 
-async fn take(socket: TcpStream, messages: &AtomicUsize) -> anyhow::Result<()> {
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn take(socket: TcpStream, seen: &Seen) -> anyhow::Result<()> {
     let mut stream = BufReader::with_capacity(16 * 1024, socket);
     stream.write_all(b"220 sink ESMTP\r\n").await?;
     let mut line = Vec::new();
@@ -50,8 +89,9 @@ async fn take(socket: TcpStream, messages: &AtomicUsize) -> anyhow::Result<()> {
             b"EHLO" => b"250-sink\r\n250-PIPELINING\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n",
             b"DATA" => {
                 stream.write_all(b"354 go on\r\n").await?;
-                swallow(&mut stream).await?;
-                messages.fetch_add(1, Ordering::Relaxed);
+                let front = swallow(&mut stream).await?;
+                *lock(&seen.last) = front;
+                seen.messages.fetch_add(1, Ordering::Relaxed);
                 b"250 2.0.0 ok\r\n"
             }
             b"QUIT" => return Ok(stream.write_all(b"221 2.0.0 bye\r\n").await?),
@@ -61,16 +101,19 @@ async fn take(socket: TcpStream, messages: &AtomicUsize) -> anyhow::Result<()> {
     }
 }
 
-/// Reads up to the final dot; a client may have pipelined more behind it.
-async fn swallow(stream: &mut BufReader<TcpStream>) -> anyhow::Result<()> {
-    let mut line = Vec::with_capacity(1024);
+/// Reads up to the final dot, behind which a client may have pipelined more; returns the message's front.
+async fn swallow(stream: &mut BufReader<TcpStream>) -> anyhow::Result<Vec<u8>> {
+    let (mut line, mut front) = (Vec::with_capacity(1024), Vec::new());
     loop {
         line.clear();
         if stream.read_until(b'\n', &mut line).await? == 0 {
             bail!("closed inside data");
         }
-        if line == b".\r\n" {
-            return Ok(());
+        if line == FINAL_DOT {
+            return Ok(front);
+        }
+        if front.len() < KEPT {
+            front.extend_from_slice(&line);
         }
     }
 }
@@ -93,12 +136,40 @@ impl Sender {
 
     /// One message with pipelined commands; every reply must be a yes.
     pub async fn send(&mut self, to: &str, message: &[u8]) -> anyhow::Result<()> {
-        let commands = format!("MAIL FROM:<bench@sender.example>\r\nRCPT TO:<{to}>\r\nDATA\r\n");
+        self.begin("bench@sender.example", to).await?;
+        self.say(message).await?;
+        self.reply(b"250").await
+    }
+
+    /// Everything before a message.
+    pub async fn begin(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
+        let commands = format!("MAIL FROM:<{from}>\r\nRCPT TO:<{to}>\r\nDATA\r\n");
         self.say(commands.as_bytes()).await?;
         self.reply(b"250").await?;
         self.reply(b"250").await?;
-        self.reply(b"354").await?;
-        self.say(message).await?;
+        self.reply(b"354").await
+    }
+
+    /// A message; how long its reply takes from the final dot on.
+    pub async fn finish(&mut self, message: &[u8]) -> anyhow::Result<Duration> {
+        self.say(message.strip_suffix(FINAL_DOT).context("no final dot")?).await?;
+        let began = Instant::now();
+        self.say(FINAL_DOT).await?;
+        self.reply(b"250").await?;
+        Ok(began.elapsed())
+    }
+
+    /// Sender and recipient of a message that does not come yet.
+    pub async fn address(&mut self, to: &str) -> anyhow::Result<()> {
+        let commands = format!("MAIL FROM:<bench@sender.example>\r\nRCPT TO:<{to}>\r\n");
+        self.say(commands.as_bytes()).await?;
+        self.reply(b"250").await?;
+        self.reply(b"250").await
+    }
+
+    /// That message is not to be.
+    pub async fn reset(&mut self) -> anyhow::Result<()> {
+        self.say(b"RSET\r\n").await?;
         self.reply(b"250").await
     }
 
@@ -134,12 +205,29 @@ impl Sender {
 
 /// A message of about `octets`, with its final dot.
 pub fn message(octets: usize) -> Vec<u8> {
-    let mut message = b"From: bench@sender.example\r\nSubject: bench\r\n\r\n".to_vec();
-    while message.len() < octets {
-        message.extend_from_slice(
-            b"The quick brown fox jumps over the lazy dog, again and again.\r\n",
-        );
-    }
-    message.extend_from_slice(b".\r\n");
+    let mut message = unsent("bench@sender.example", octets).into_bytes();
+    message.extend_from_slice(FINAL_DOT);
     message
+}
+
+/// A message signed by its author's domain, with its final dot.
+pub fn signed(signer: &Signer, from: &str, octets: usize) -> anyhow::Result<Vec<u8>> {
+    let mut message = signer.sign(&unsent(from, octets))?.into_bytes();
+    message.extend_from_slice(FINAL_DOT);
+    Ok(message)
+}
+
+fn unsent(from: &str, octets: usize) -> String {
+    let mut message = format!(
+        "From: {from}\r\nTo: user0@example.org\r\nSubject: bench\r\n\
+         Date: Tue, 01 Dec 2026 03:00:00 +0000\r\n\r\n"
+    );
+    while message.len() < octets {
+        message.push_str("The quick brown fox jumps over the lazy dog, again and again.\r\n");
+    }
+    message
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -47,16 +47,6 @@ pub async fn sqlite(directory: &Path, accounts: usize) -> anyhow::Result<String>
     Ok(url)
 }
 
-/// Moves every second account of an SQLite table to new.
-pub async fn move_half(url: &str) -> anyhow::Result<()> {
-    let pool = SqlitePool::connect(url).await?;
-    sqlx::query("UPDATE accounts SET owner = 'new' WHERE account GLOB 'user*[02468]@*'")
-        .execute(&pool)
-        .await?;
-    pool.close().await;
-    Ok(())
-}
-
 /// Fills a new Postgres database with the schema and `accounts` accounts at old.
 pub async fn fill(url: &str, accounts: usize) -> anyhow::Result<()> {
     Table::create(url).await?.apply_schema().await?;
@@ -69,6 +59,16 @@ pub async fn fill(url: &str, accounts: usize) -> anyhow::Result<()> {
     .bind(i64::try_from(accounts)?)
     .execute(&pool)
     .await?;
+    pool.close().await;
+    Ok(())
+}
+
+/// Moves every second account of a Postgres table to new.
+pub async fn move_half(url: &str) -> anyhow::Result<()> {
+    let pool = sqlx::PgPool::connect(url).await?;
+    sqlx::query("UPDATE accounts SET owner = 'new' WHERE account ~ '^user[0-9]*[02468]@'")
+        .execute(&pool)
+        .await?;
     pool.close().await;
     Ok(())
 }

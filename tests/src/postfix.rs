@@ -164,6 +164,18 @@ impl Postfix {
         self.child.as_ref().map(Child::pid)
     }
 
+    /// Has it go on with other [`Options::settings`].
+    ///
+    /// # Errors
+    ///
+    /// `postfix` complains.
+    pub fn reload(&mut self, settings: &str) -> Result<()> {
+        settings.clone_into(&mut self.options.settings);
+        self.write_configuration(&postconf("daemon_directory")?)?;
+        let etc = self.place.join("etc").to_string_lossy().into_owned();
+        run(as_root("Postfix's master")?, &["postfix", "-c", &etc, "reload"])
+    }
+
     /// Where it speaks SMTP.
     pub fn smtp(&self) -> SocketAddr {
         self.smtp

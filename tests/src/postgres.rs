@@ -113,6 +113,16 @@ impl Server {
         self.directory.join("socket")
     }
 
+    /// Its first process, whose children the others are.
+    ///
+    /// # Errors
+    ///
+    /// It does not run.
+    pub fn pid(&self) -> Result<u32> {
+        let pid = read_pid(&self.directory.join("data/postmaster.pid"));
+        Ok(pid.context("Postgres does not run")?.try_into()?)
+    }
+
     /// Runs statements in the `psql` shell and returns what it prints, unaligned and without headers.
     ///
     /// # Errors
