@@ -34,4 +34,5 @@ pub mod smtp_client;
 pub mod state_dir;
 pub mod telemetry;
 pub mod tls;
+pub mod web;
 pub mod wire;
