@@ -236,7 +236,7 @@ async fn serve_h1(
     let service = service(current, &client);
     let connection = builder.serve_connection(io, service_fn(service)).with_upgrades();
     tokio::pin!(connection);
-    drive(&cx, &client, connection, |connection| connection.graceful_shutdown()).await;
+    drive(&cx, &client, connection, http1::UpgradeableConnection::graceful_shutdown).await;
 }
 
 async fn serve_h2(
@@ -259,7 +259,7 @@ async fn serve_h2(
     let service = service(current, &client);
     let connection = builder.serve_connection(io, service_fn(service));
     tokio::pin!(connection);
-    drive(&cx, &client, connection, |connection| connection.graceful_shutdown()).await;
+    drive(&cx, &client, connection, http2::Connection::graceful_shutdown).await;
 }
 
 type Answering =

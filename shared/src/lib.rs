@@ -21,6 +21,7 @@ pub mod door;
 pub mod health;
 pub mod lifecycle;
 pub mod listener;
+pub mod mta_sts;
 pub mod ownership;
 pub mod probe;
 pub mod proxy_protocol;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::address::Domain;
 use crate::backend::BackendName;
+use crate::mta_sts::MtaSts;
 
 /// Longest path that is looked at, in octets; longer ones are refused.
 pub const MAX_PATH: usize = 8 * 1024;
@@ -40,32 +41,27 @@ pub struct WebConfig {
     /// Where the files of ACME's challenges are (HTP-10).
     pub acme_challenge: Option<PathBuf>,
     /// The policy of MTA-STS (RFC 8461), where there is one.
-    pub mta_sts: Option<StsPolicy>,
+    pub mta_sts: Option<MtaSts>,
+    /// Where calendars, address books and JMAP are, where their servers do not say so.
+    pub places: Places,
     /// The name of the mail service in programs that configure themselves.
     pub display_name: Box<str>,
 }
 
-/// A policy of MTA-STS (RFC 8461 §3.2).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StsPolicy {
-    /// How it is followed.
-    pub mode: StsMode,
-    /// Names of mail servers, as `mx` lines have them.
-    pub mx: Vec<Box<str>>,
-    /// How long it may be kept.
-    pub max_age: Duration,
+/// Where clients are led that look under `/.well-known/`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// RFC 6764.
+    pub caldav: Option<Place>,
+    /// RFC 6764.
+    pub carddav: Option<Place>,
+    /// RFC 8620 §2.2.
+    pub jmap: Option<Place>,
 }
 
-/// How a policy is followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StsMode {
-    /// Mail is not delivered otherwise.
-    Enforce,
-    /// Only reported.
-    Testing,
-    /// No policy any more.
-    None,
-}
+/// A path under the public name, or a URL of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place(Box<str>);
 
 /// Which requests are meant, and what becomes of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,8 +177,34 @@ impl WebConfig {
             discovery: None,
             acme_challenge: None,
             mta_sts: None,
+            places: Places::default(),
             display_name: Box::default(),
         }
+    }
+}
+
+impl Place {
+    /// Reads a path (`/dav/`) or a URL of HTTPS.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        // Two slashes, or one the other way round, would lead to another host.
+        let is_path = text.starts_with('/') && !text.starts_with("//") && !text.contains('\\');
+        let is_url = text.strip_prefix("https://").is_some_and(|rest| {
+            rest.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric() || first == b'[')
+        });
+        if (is_path || is_url) && text.bytes().all(|octet| octet.is_ascii_graphic()) {
+            Ok(Self(text.into()))
+        } else {
+            Err("is neither a path that begins with one slash nor a URL of https")
+        }
+    }
+
+    /// The path or URL.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -248,17 +270,24 @@ fn decoded(raw: &[u8]) -> Result<String, PathError> {
                     // Once only: what a second decoding would find is not ours to guess.
                     b'%' => path.push_str("%25"),
                     plain @ 0x21..=0x7e => path.push(char::from(plain)),
-                    other => path.push_str(&format!("%{other:02X}")),
+                    other => push_encoded(&mut path, other),
                 }
             }
             b'\\' => return Err(PathError::Ambiguous),
             plain @ 0x21..=0x7e => path.push(char::from(plain)),
             // As some clients write what they should encode.
-            other @ 0x80.. => path.push_str(&format!("%{other:02X}")),
+            other @ 0x80.. => push_encoded(&mut path, other),
             0..=0x20 | 0x7f => return Err(PathError::Malformed),
         }
     }
     Ok(path)
+}
+
+fn push_encoded(path: &mut String, octet: u8) {
+    path.push('%');
+    for digit in [octet >> 4, octet & 15] {
+        path.extend(char::from_digit(digit.into(), 16).map(|digit| digit.to_ascii_uppercase()));
+    }
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -322,12 +351,15 @@ impl PathGlob {
     }
 }
 
+/// Where a pattern goes on, and in which text, behind a star.
+type BehindStar = Option<(usize, usize)>;
+
 /// Compares a pattern of `*`, `**` and plain octets. Without recursion: the last star takes one octet more
 /// whenever what follows it does not fit.
 fn fits(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     // Where to go on after the last `**` and the last `*`.
-    let (mut deep, mut flat): (Option<(usize, usize)>, Option<(usize, usize)>) = (None, None);
+    let (mut deep, mut flat): (BehindStar, BehindStar) = (None, None);
     loop {
         let rest = pattern.get(p..).unwrap_or_default();
         if rest.starts_with(b"**") {

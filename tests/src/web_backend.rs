@@ -275,9 +275,10 @@ impl State {
             socket.write_all(chunk.as_bytes()).await?;
             let mut scratch = [0; 16];
             // Nobody says anything on such a connection: that it ends is heard.
-            match tokio::time::timeout(Duration::from_millis(50), socket.read(&mut scratch)).await {
-                Ok(Ok(0) | Err(_)) => return Ok(false),
-                Ok(Ok(_)) | Err(_) => {}
+            let heard =
+                tokio::time::timeout(Duration::from_millis(50), socket.read(&mut scratch)).await;
+            if matches!(heard, Ok(Ok(0) | Err(_))) {
+                return Ok(false);
             }
         }
     }

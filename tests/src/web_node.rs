@@ -69,6 +69,7 @@ impl WebNode {
             max_per_address: 2000,
         })?;
         let address = listener.addresses().first().copied().context("it is bound nowhere")?;
+        let rules_name = rules.web.public_name.clone();
         let context = Context {
             ownership: Arc::clone(&rows.ownership),
             shared: Shared::new(&rules),
@@ -77,7 +78,7 @@ impl WebNode {
             names: NamesConfig::default(),
             tls: tls.map(web::with_alpn),
             via: web::pseudonym("test"),
-            published: web::Published::default(),
+            published: web::Published::named(rules_name),
             common: Common::new(&lifecycle),
         };
         let context = Arc::new(ArcSwap::from_pointee(context));

@@ -136,7 +136,7 @@ fn form_field(headers: &HeaderMap, body: Body<'_>, name: &str) -> Option<Vec<u8>
 
 /// The value of a field in `application/x-www-form-urlencoded`, the first of that name. Of text that is not
 /// complete, the last field may be cut off: it does not count.
-fn field(text: &[u8], name: &str, complete: bool) -> Option<Vec<u8>> {
+pub(super) fn field(text: &[u8], name: &str, complete: bool) -> Option<Vec<u8>> {
     let mut pairs = text.split(|octet| *octet == b'&').peekable();
     while let Some(pair) = pairs.next() {
         if !complete && pairs.peek().is_none() {

@@ -98,7 +98,7 @@ impl Spliced {
 
     fn size_hint(&self) -> SizeHint {
         let first = u64::try_from(self.first.len()).unwrap_or(u64::MAX);
-        let rest = self.rest.as_ref().map(Body::size_hint).unwrap_or(SizeHint::with_exact(0));
+        let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(first));
         // With trailers it is chunked, whatever its size.

@@ -119,7 +119,7 @@ impl Exchange<'_> {
         }
         let address = self.name_client(&parts);
         if let Action::Answer(answer) = &rule.action {
-            return answers::answer(self, *answer, &parts, body, busy).await;
+            return answers::answer(self, *answer, &parts, body).await;
         }
         self.needs_tls(&parts, &asked)?;
         let mut body = Spliced::whole(body);

@@ -469,6 +469,9 @@ pub(super) struct Web {
     pub(super) rewrite_urls: bool,
     pub(super) discovery: String,
     pub(super) acme_challenge: PathBuf,
+    pub(super) caldav: String,
+    pub(super) carddav: String,
+    pub(super) jmap: String,
     pub(super) mta_sts: MtaSts,
 }
 
@@ -489,6 +492,9 @@ impl Default for Web {
             rewrite_urls: true,
             discovery: String::new(),
             acme_challenge: PathBuf::new(),
+            caldav: String::new(),
+            carddav: String::new(),
+            jmap: String::new(),
             mta_sts: MtaSts::default(),
         }
     }

@@ -1,17 +1,14 @@
 //! HTTP's own section: one's own rules, and those of the presets behind them.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::{Parser, raw};
 use crate::address::Domain;
 use crate::backend::{BackendName, Backends};
+use crate::mta_sts::{Mode, MtaSts, MtaStsError, MxPattern};
 use crate::web::{
-    AccountSource, Action, HostGlob, OwnAnswer, PathGlob, Rule, StsMode, StsPolicy, WebConfig,
+    AccountSource, Action, HostGlob, OwnAnswer, PathGlob, Place, Places, Rule, WebConfig,
 };
-
-/// RFC 8461 §3.2.
-const MAX_POLICY_AGE: Duration = Duration::from_secs(31_557_600);
 
 impl Parser<'_, '_> {
     pub(super) fn web(&mut self, web: raw::Web, hostname: &Domain) -> WebConfig {
@@ -36,7 +33,15 @@ impl Parser<'_, '_> {
         }
         let acme = Some(web.acme_challenge).filter(|path| !path.as_os_str().is_empty());
         let mta_sts = self.mta_sts(&web.mta_sts);
-        rules.extend(own_rules(acme.as_ref(), mta_sts.as_ref()));
+        let mut place = |name: &str, text: &str| {
+            self.optional(&format!("login.web.{name}"), text, Place::parse)
+        };
+        let places = Places {
+            caldav: place("caldav", &web.caldav),
+            carddav: place("carddav", &web.carddav),
+            jmap: place("jmap", &web.jmap),
+        };
+        rules.extend(own_rules(acme.as_ref(), mta_sts.as_ref(), &places));
         for preset in web.presets {
             rules.extend(preset_rules(preset, fallback.as_ref()));
         }
@@ -60,6 +65,7 @@ impl Parser<'_, '_> {
             discovery: Some(web.discovery).filter(|path| !path.is_empty()).map(Into::into),
             acme_challenge: acme,
             mta_sts,
+            places,
             display_name: web.display_name.into(),
         }
     }
@@ -151,32 +157,24 @@ impl Parser<'_, '_> {
         }
     }
 
-    fn mta_sts(&mut self, policy: &raw::MtaSts) -> Option<StsPolicy> {
-        let mode = match &*policy.mode {
-            "" => return None,
-            "enforce" => StsMode::Enforce,
-            "testing" => StsMode::Testing,
-            "none" => StsMode::None,
-            other => {
-                let message = format!("{other:?} is none of enforce, testing, none");
-                self.problems.note("login.web.mta_sts.mode", message);
-                return None;
-            }
-        };
-        if policy.mx.is_empty() && mode != StsMode::None {
-            self.problems.note("login.web.mta_sts.mx", "is missing: the names of the MX records");
+    fn mta_sts(&mut self, policy: &raw::MtaSts) -> Option<MtaSts> {
+        if policy.mode.is_empty() {
+            return None;
         }
+        let key = |name: &str| format!("login.web.mta_sts.{name}");
+        let mode = self.optional(&key("mode"), &policy.mode, Mode::parse);
+        let mut mx = Vec::new();
         for name in &policy.mx {
-            if HostGlob::parse(name).is_err() {
-                let message = format!("{name:?} is neither a host name nor \"*.\" and one");
-                self.problems.note("login.web.mta_sts.mx", message);
+            mx.extend(self.optional(&key("mx"), name, MxPattern::parse));
+        }
+        match MtaSts::new(mode?, mx, policy.max_age) {
+            Ok(policy) => Some(policy),
+            Err(error) => {
+                let name = if matches!(error, MtaStsError::MaxAge) { "max_age" } else { "mx" };
+                self.problems.note(&key(name), error.to_string());
+                None
             }
         }
-        if policy.max_age > MAX_POLICY_AGE {
-            self.problems.note("login.web.mta_sts.max_age", "must be at most a year (31557600s)");
-        }
-        let mx = policy.mx.iter().map(|name| name.as_str().into()).collect();
-        Some(StsPolicy { mode, mx, max_age: policy.max_age })
     }
 }
 
@@ -193,8 +191,15 @@ impl From<raw::WebAnswer> for OwnAnswer {
 }
 
 /// What is configured by itself needs no rule of one's own.
-fn own_rules(acme: Option<&PathBuf>, mta_sts: Option<&StsPolicy>) -> Vec<Rule> {
+fn own_rules(acme: Option<&PathBuf>, mta_sts: Option<&MtaSts>, places: &Places) -> Vec<Rule> {
     let mut rules = Vec::new();
+    for (path, place) in [
+        ("/.well-known/caldav", &places.caldav),
+        ("/.well-known/carddav", &places.carddav),
+        ("/.well-known/jmap", &places.jmap),
+    ] {
+        rules.extend(place.as_ref().and_then(|_| answer(path, OwnAnswer::WellKnown)));
+    }
     if acme.is_some() {
         rules.extend(answer("/.well-known/acme-challenge/*", OwnAnswer::Acme));
     }
@@ -227,9 +232,9 @@ fn preset_rules(preset: raw::WebPreset, fallback: Option<&BackendName>) -> Vec<R
         raw::WebPreset::Autoconfig => vec![
             answer("/mail/config-v1.1.xml", OwnAnswer::Autoconfig),
             answer("/.well-known/autoconfig/mail/config-v1.1.xml", OwnAnswer::Autoconfig),
-            answer("/autodiscover/*", OwnAnswer::Autodiscover),
-            answer("/Autodiscover/*", OwnAnswer::Autodiscover),
-            answer("/AutoDiscover/*", OwnAnswer::Autodiscover),
+            answer("/autodiscover/**", OwnAnswer::Autodiscover),
+            answer("/Autodiscover/**", OwnAnswer::Autodiscover),
+            answer("/AutoDiscover/**", OwnAnswer::Autodiscover),
         ],
         raw::WebPreset::Jmap => vec![socket()],
         raw::WebPreset::Dav | raw::WebPreset::Sogo => Vec::new(),
@@ -362,7 +367,7 @@ backend = "old"
     #[test]
     fn a_policy_of_mta_sts_says_which_servers() {
         let error = parse("[login.web.mta_sts]\nmode = \"enforce\"\n").unwrap_err();
-        assert!(error.contains("the names of the MX records"), "{error}");
+        assert!(error.contains("is missing: the names of the MX records"), "{error}");
         let config = parse("[login.web.mta_sts]\nmode = \"testing\"\nmx = [\"mx.example.org\"]\n");
         assert!(config.unwrap().login.web.mta_sts.is_some());
     }
