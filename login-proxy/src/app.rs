@@ -12,6 +12,7 @@ use shared::service::{Program, Service, ServiceError};
 use crate::login::{Context, Shared, serve};
 use crate::offer::{self, CurrentOffer, Offers};
 use crate::protocol::{self, Protocol};
+use crate::web;
 
 /// The login proxy.
 #[derive(Debug)]
@@ -20,6 +21,10 @@ pub struct Proxy {
     /// What all logins have in common.
     shared: Shared,
     bound: Vec<Bound>,
+    /// Listeners of HTTP.
+    web: Vec<WebBound>,
+    /// What they have in common.
+    common: web::Common,
     /// Backends are asked by it what they can.
     asking: Mutex<Lifecycle>,
     /// Until they have said so for the first time.
@@ -37,12 +42,22 @@ struct Bound {
     context: Arc<ArcSwap<Context>>,
 }
 
+/// A listener of HTTP, and what its requests from now on work with.
+#[derive(Debug)]
+struct WebBound {
+    key: Box<str>,
+    configured: ListenerConfig,
+    listener: Listener,
+    context: Arc<ArcSwap<web::Context>>,
+}
+
 impl Program for Proxy {
     const NAME: &'static str = "login-proxy";
 
     fn idle(config: &Config) -> Option<&'static str> {
         const NOTHING: &str = "set login.imaps.listen, or that of another protocol";
-        config.login.listeners.is_empty().then_some(NOTHING)
+        let login = &config.login;
+        (login.listeners.is_empty() && login.web_listeners.is_empty()).then_some(NOTHING)
     }
 
     async fn bind(service: &Service) -> Result<Self, ServiceError> {
@@ -55,6 +70,11 @@ impl Program for Proxy {
         for configured in &config.login.listeners {
             let listener = Listener::bind_among(&configured.listener, &service.sockets)?;
             listeners.push((configured, protocol::of(configured.protocol), listener));
+        }
+        let mut web_listeners = Vec::new();
+        for configured in &config.login.web_listeners {
+            let listener = Listener::bind_among(&configured.listener, &service.sockets)?;
+            web_listeners.push((configured, listener));
         }
         let protocols = listeners.iter().map(|(_, protocol, _)| *protocol);
         let (asking, offers) = ask(&service.lifecycle, &config, protocols);
@@ -71,8 +91,22 @@ impl Program for Proxy {
                 context: Arc::new(ArcSwap::new(context)),
             }
         });
+        let bound = bound.collect();
+        let common = web::Common::new(&service.lifecycle);
+        let web = web_listeners.into_iter().map(|(configured, listener)| {
+            let context =
+                web_context(service, &config, &configured.listener, &shared, common.clone());
+            WebBound {
+                key: configured.key.clone(),
+                configured: configured.listener.clone(),
+                listener,
+                context: Arc::new(ArcSwap::new(context)),
+            }
+        });
         Ok(Self {
-            bound: bound.collect(),
+            bound,
+            web: web.collect(),
+            common,
             lifecycle: service.lifecycle.clone(),
             shared,
             asking: Mutex::new(asking),
@@ -96,6 +130,13 @@ impl Program for Proxy {
                 serve(context.load_full(), accepted)
             });
         }
+        for WebBound { listener, context, .. } in &self.web {
+            let (addresses, context) = (listener.addresses(), Arc::clone(context));
+            tracing::info!(protocol = "http", ?addresses, "listening");
+            listener.serve(&self.lifecycle, web::full, move |accepted| {
+                web::serve(Arc::clone(&context), accepted)
+            });
+        }
     }
 
     async fn reload(&self, service: &Service, config: &Arc<Config>) {
@@ -111,6 +152,14 @@ impl Program for Proxy {
             let shared = self.shared.clone();
             current.store(context(service, config, configured, protocol, offer, shared));
             let changed = config.login.listeners.iter().find(|listener| listener.key == *key);
+            if let Some(changed) = changed {
+                listener.reload(&changed.listener);
+            }
+        }
+        for WebBound { key, configured, listener, context } in &self.web {
+            let common = self.common.clone();
+            context.store(web_context(service, config, configured, &self.shared, common));
+            let changed = config.login.web_listeners.iter().find(|web| web.key == *key);
             if let Some(changed) = changed {
                 listener.reload(&changed.listener);
             }
@@ -164,5 +213,27 @@ fn context(
         implicit_tls: listener.tls == ListenerTls::Implicit,
         protocol,
         offer,
+    })
+}
+
+/// What the requests of one HTTP listener work with.
+fn web_context(
+    service: &Service,
+    config: &Config,
+    listener: &ListenerConfig,
+    shared: &Shared,
+    common: web::Common,
+) -> Arc<web::Context> {
+    let tls = service.certificates.as_ref().filter(|_| listener.tls == ListenerTls::Implicit);
+    Arc::new(web::Context {
+        ownership: Arc::clone(&service.ownership),
+        shared: shared.clone(),
+        lifecycle: service.lifecycle.clone(),
+        rules: config.login.clone(),
+        names: config.names.clone(),
+        tls: tls.map(|certificates| web::with_alpn(&certificates.server_config())),
+        via: web::pseudonym(&config.node.name),
+        published: web::published(config),
+        common,
     })
 }

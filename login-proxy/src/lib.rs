@@ -9,9 +9,11 @@
 pub mod app;
 pub mod backend;
 pub mod front;
+mod guess_line;
 pub mod guesses;
 pub mod login;
 pub mod managesieve;
 pub mod offer;
 pub mod protocol;
 pub mod refusal;
+pub mod web;

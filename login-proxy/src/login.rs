@@ -7,7 +7,7 @@
 //! a backend's yes joins, and only while the row that led there still stands.
 
 mod client;
-mod hold;
+pub(crate) mod hold;
 mod joined;
 mod record;
 mod route;
@@ -366,7 +366,7 @@ async fn attempt(
 }
 
 /// The end of `limit` from now; never after that of the time for the whole login.
-fn within(limit: Duration, login_until: Option<Instant>) -> Instant {
+pub(crate) fn within(limit: Duration, login_until: Option<Instant>) -> Instant {
     let now = Instant::now();
     let until = now.checked_add(limit).unwrap_or(now);
     login_until.map_or(until, |login| login.min(until))

@@ -35,6 +35,8 @@ pub struct Backend {
     pub submission: Option<Endpoint>,
     /// Where ManageSieve sessions are joined.
     pub managesieve: Option<Endpoint>,
+    /// Where HTTP requests are sent.
+    pub http: Option<Endpoint>,
 }
 
 /// A protocol that clients log in with, and whose sessions are joined.
@@ -147,6 +149,8 @@ pub enum Identity {
     Proxy,
     /// PROXY protocol version 1 (Courier).
     ProxyV1,
+    /// HTTP: `Forwarded` (RFC 7239) and `X-Forwarded-…`.
+    Forwarded,
 }
 
 /// Extensions of a PROXY header of version 2; each is for the backend to want.
@@ -184,7 +188,15 @@ impl fmt::Display for LoginProtocol {
 impl Backend {
     /// A backend without endpoints.
     pub fn new(name: BackendName) -> Self {
-        Self { name, mail: None, imap: None, pop3: None, submission: None, managesieve: None }
+        Self {
+            name,
+            mail: None,
+            imap: None,
+            pop3: None,
+            submission: None,
+            managesieve: None,
+            http: None,
+        }
     }
 
     /// Where sessions of `protocol` are joined.
@@ -202,7 +214,8 @@ impl Backend {
         let mail = self.mail.as_ref().map(|mail| ("mail", &mail.endpoint));
         let logins = LoginProtocol::ALL.into_iter();
         let logins = logins.filter_map(|protocol| Some((protocol.as_str(), self.login(protocol)?)));
-        mail.into_iter().chain(logins)
+        let http = self.http.as_ref().map(|http| ("http", http));
+        mail.into_iter().chain(logins).chain(http)
     }
 
     /// Sets where sessions of `protocol` are joined.

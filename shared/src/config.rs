@@ -22,6 +22,7 @@ use crate::address::{Address, Domain};
 use crate::backend::{BackendName, Backends, LoginProtocol};
 use crate::ownership::RoutingDomains;
 use crate::sasl::Mechanisms;
+use crate::web::WebConfig;
 
 /// Everything that is configured, parsed.
 #[derive(Debug, Clone)]
@@ -309,8 +310,12 @@ pub struct MailLogConfig {
 pub struct LoginConfig {
     /// The name in greetings.
     pub hostname: Domain,
-    /// Listeners of all protocols.
+    /// Listeners of all protocols but HTTP.
     pub listeners: Vec<LoginListener>,
+    /// Listeners of HTTP.
+    pub web_listeners: Vec<WebListener>,
+    /// How HTTP is routed.
+    pub web: WebConfig,
     /// What is advertised before login instead of what all backends have.
     pub advertised: Advertised,
     /// Longest time from connect to a successful login.
@@ -350,6 +355,15 @@ pub struct LoginListener {
     pub key: Box<str>,
     /// What is spoken on it.
     pub protocol: LoginProtocol,
+    /// Where and how.
+    pub listener: ListenerConfig,
+}
+
+/// A listener of the login proxy for HTTP.
+#[derive(Debug, Clone)]
+pub struct WebListener {
+    /// Its key: `login.http` or `login.https`.
+    pub key: Box<str>,
     /// Where and how.
     pub listener: ListenerConfig,
 }

@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, ServerConfig};
 
-pub use self::connect::{ConnectError, Connected, Proxied};
+pub use self::connect::{ConnectError, Connected, Proxied, Reached, connect_socket};
 pub use self::join::{AnswerGrace, Ended, JoinRules, Joined, Leg, Watch, join};
 use self::records::Tls;
 pub use self::records::TlsDescription;

@@ -34,3 +34,5 @@ pub mod smtp;
 pub mod table;
 pub mod test_ca;
 pub mod user;
+pub mod web_backend;
+pub mod web_node;

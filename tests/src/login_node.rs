@@ -17,6 +17,7 @@ use shared::config::{
 use shared::lifecycle::Lifecycle;
 use shared::listener::Listener;
 use shared::seats::Seats;
+use shared::web::WebConfig;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::conversation::Conversation;
@@ -55,6 +56,8 @@ impl Default for Settings {
             rules: LoginConfig {
                 hostname: Domain::localhost(),
                 listeners: Vec::new(),
+                web_listeners: Vec::new(),
+                web: WebConfig::new(Domain::localhost()),
                 advertised: Advertised::default(),
                 login_timeout: PATIENCE,
                 max_failures: 10,

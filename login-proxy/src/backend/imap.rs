@@ -78,7 +78,8 @@ pub async fn probe(endpoint: &Endpoint, until: Instant) -> Result<Abilities, Att
         | Identity::Xclient
         | Identity::Xforward
         | Identity::Proxy
-        | Identity::ProxyV1 => None,
+        | Identity::ProxyV1
+        | Identity::Forwarded => None,
     };
     wire.output.push("Q LOGOUT\r\n");
     wire.close().await;

@@ -4,22 +4,25 @@
 //! It stays registered while it waits: whatever changes the row wakes it at once. It has read the row that
 //! holds, so the fence of that hold does not wait for it.
 
-use shared::ownership::Registration;
-use shared::seats::{Full, Seat};
-use tokio::time::{Instant, sleep_until};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::route::Denied;
-use super::{Context, within};
+use shared::ownership::Registration;
+use shared::seats::{Full, Seat, Seats};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::within;
 
 /// A login's place in the registry under the account that is held.
-pub(super) struct Held {
-    pub(super) account: Box<str>,
-    pub(super) registration: Registration,
+pub(crate) struct Held {
+    pub(crate) account: Box<str>,
+    pub(crate) registration: Registration,
 }
 
 /// How one attempt waits: however many holds it meets, they share one limit.
-pub(super) struct Waiting<'a> {
-    cx: &'a Context,
+pub(crate) struct Waiting<'a> {
+    rules: WaitRules<'a>,
     session: &'a str,
     login_until: Option<Instant>,
     /// Set by the first hold.
@@ -27,9 +30,22 @@ pub(super) struct Waiting<'a> {
     seat: Option<Seat<Box<str>>>,
 }
 
+/// How long attempts wait, how many of them, and for whom else they stop.
+#[derive(Clone, Copy)]
+pub(crate) struct WaitRules<'a> {
+    /// Places for those who wait, by account.
+    pub(crate) places: &'a Arc<Seats<Box<str>>>,
+    /// The longest time.
+    pub(crate) limit: Duration,
+    /// The node stops.
+    pub(crate) stop: &'a CancellationToken,
+    /// For logs.
+    pub(crate) protocol: &'static str,
+}
+
 /// Why an attempt for a held account waits no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unserved {
+pub(crate) enum Unserved {
     #[error("it did not end within the time that a login waits (login.hold_wait)")]
     TooLong,
     #[error("too many logins wait for it (login.max_held_per_account)")]
@@ -41,22 +57,30 @@ pub(super) enum Unserved {
 }
 
 impl<'a> Waiting<'a> {
-    pub(super) fn new(cx: &'a Context, session: &'a str, login_until: Option<Instant>) -> Self {
-        Self { cx, session, login_until, until: None, seat: None }
+    pub(crate) fn new(
+        rules: WaitRules<'a>,
+        session: &'a str,
+        login_until: Option<Instant>,
+    ) -> Self {
+        Self { rules, session, login_until, until: None, seat: None }
     }
 
     /// Waits until the row that holds is not the newest any more.
-    pub(super) async fn wait_out(&mut self, held: Held) -> Result<(), Denied> {
+    ///
+    /// # Errors
+    ///
+    /// The account, and why it is waited for no longer.
+    pub(crate) async fn wait_out(&mut self, held: Held) -> Result<(), (Box<str>, Unserved)> {
         let Held { account, registration } = held;
         let waited = match self.sit_down(&account) {
             Ok(()) => self.until_changed(&registration).await,
             Err(full) => Err(full.into()),
         };
-        waited.map_err(|why| Denied::Held { account, why })
+        waited.map_err(|why| (account, why))
     }
 
     /// Gives the place back, where there is one: the account is served.
-    pub(super) fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.seat = None;
     }
 
@@ -66,20 +90,20 @@ impl<'a> Waiting<'a> {
             return Ok(());
         }
         self.seat = None;
-        self.seat = Some(self.cx.shared.held.take(account.into())?);
-        let (session, protocol) = (self.session, self.cx.protocol.kind);
-        tracing::info!(session, %protocol, account, "login waits for the end of a hold");
+        self.seat = Some(self.rules.places.take(account.into())?);
+        let (session, protocol) = (self.session, self.rules.protocol);
+        tracing::info!(session, protocol, account, "login waits for the end of a hold");
         Ok(())
     }
 
     async fn until_changed(&mut self, registration: &Registration) -> Result<(), Unserved> {
-        let limit = self.cx.rules.hold_wait;
+        let limit = self.rules.limit;
         let until = *self.until.get_or_insert_with(|| within(limit, self.login_until));
         tokio::select! {
             biased;
             () = registration.outdated() => Ok(()),
             // Whoever is joined now is cut off with the grace.
-            () = self.cx.lifecycle.stop().cancelled() => Err(Unserved::Stopping),
+            () = self.rules.stop.cancelled() => Err(Unserved::Stopping),
             () = sleep_until(until) => Err(Unserved::TooLong),
         }
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::route::{Denied, Guess};
 use crate::backend::AttachError;
+use crate::guess_line::GuessLine;
 
 /// What the log says of an attempt.
 pub(super) struct Tried<'a> {
@@ -88,21 +89,21 @@ impl Tried<'_> {
         }
     }
 
-    /// The line by which fail2ban bans (config/fail2ban, docs/operations.md): its words and their order are
-    /// not to be changed. What the client has chosen comes last of them, quoted, so that it cannot pass for an
-    /// address.
     fn log_guess(&self, guess: Guess<'_>) {
         let Guess { reason, owner, why } = guess;
-        let Self { session, protocol, credentials, began, .. } = self;
-        let (ms, method) = (began.elapsed().as_millis(), credentials.method());
-        let user = String::from_utf8_lossy(credentials.mailbox());
-        let rip = self.counted.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
-        let account = owner.map(|owner| &*owner.account);
-        let owner = owner.map(|owner| owner.backend.name.as_str());
-        tracing::info!(
-            session, client = %self.address, method, account, owner, %why, ms,
-            "login failed: rip={rip} protocol={protocol} reason={reason} user={user:?}"
-        );
+        let line = GuessLine {
+            session: self.session,
+            protocol: self.protocol.as_str(),
+            client: self.address,
+            counted: self.counted,
+            method: self.credentials.method(),
+            user: self.credentials.mailbox(),
+            owner,
+            reason,
+            why,
+            began: self.began,
+        };
+        line.write();
     }
 }
 

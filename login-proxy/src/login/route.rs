@@ -12,9 +12,10 @@ use shared::wire::ConnectError;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::hold::{Held, Unserved, Waiting};
+use super::hold::{Held, Unserved, WaitRules, Waiting};
 use super::{Context, within};
 use crate::backend::{AttachError, Attached, Attempt, Reason};
+use crate::guess_line::Guessed;
 use crate::refusal::Refusal;
 
 /// How often one attempt is routed anew because the account was moved meanwhile.
@@ -82,20 +83,6 @@ pub(super) struct Guess<'a> {
     /// Whose account it was for, where there is one.
     pub(super) owner: Option<&'a Owner>,
     pub(super) why: &'a dyn Display,
-}
-
-/// What was guessed wrong. The words are those of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Guessed {
-    /// The account's owner rejected the credentials.
-    #[error("credentials")]
-    Credentials,
-    /// There is no such account.
-    #[error("no-account")]
-    NoAccount,
-    /// No account can have such a name.
-    #[error("bad-name")]
-    BadName,
 }
 
 impl Denied {
@@ -248,7 +235,13 @@ pub(super) async fn route(
     if attempt.client.ttl == 0 {
         return Err(Denied::Loop);
     }
-    let mut waiting = Waiting::new(cx, attempt.client.session, login_until);
+    let rules = WaitRules {
+        places: &cx.shared.held,
+        limit: cx.rules.hold_wait,
+        stop: cx.lifecycle.stop(),
+        protocol: cx.protocol.kind.as_str(),
+    };
+    let mut waiting = Waiting::new(rules, attempt.client.session, login_until);
     let mut routings = 0;
     while routings < MAX_ROUTINGS {
         // What the client has answered fits one backend only.
@@ -259,7 +252,8 @@ pub(super) async fn route(
         let (owner, place) = match names.enter(&cx.ownership)? {
             Found::Owner(owner, place) => (owner, place),
             Found::Held(held) => {
-                waiting.wait_out(held).await?;
+                let waited = waiting.wait_out(held).await;
+                waited.map_err(|(account, why)| Denied::Held { account, why })?;
                 // The backend's time begins when there is one to ask.
                 attempt.until = within(cx.rules.attach_timeout, login_until);
                 continue;

@@ -176,7 +176,14 @@ fn complaints(backend: &Backend, offered: &Extensions, max_message_size: u64) ->
         Some(Identity::Xforward) => {
             ("XFORWARD", offered.takes_xforward("ADDR"), "smtpd_authorized_xforward_hosts")
         }
-        Some(Identity::None | Identity::DovecotId | Identity::Proxy | Identity::ProxyV1) | None => {
+        Some(
+            Identity::None
+            | Identity::DovecotId
+            | Identity::Proxy
+            | Identity::ProxyV1
+            | Identity::Forwarded,
+        )
+        | None => {
             return complaints;
         }
     };

@@ -5,6 +5,7 @@ mod backends;
 mod login;
 mod mx;
 mod names;
+mod web;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -129,6 +129,7 @@ pub(super) struct Backend {
     pub(super) pop3: Option<Endpoint>,
     pub(super) submission: Option<Endpoint>,
     pub(super) managesieve: Option<Endpoint>,
+    pub(super) http: Option<Endpoint>,
 }
 
 /// One protocol's address at a backend. `port`, `tls`, `identity` and `protocol` have defaults that
@@ -231,6 +232,7 @@ pub(super) enum Identity {
     DovecotId,
     Proxy,
     ProxyV1,
+    Forwarded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -389,6 +391,9 @@ pub(super) struct Login {
     pub(super) submission: Listener,
     pub(super) submissions: Listener,
     pub(super) managesieve: Listener,
+    pub(super) http: Listener,
+    pub(super) https: Listener,
+    pub(super) web: Web,
     pub(super) advertise: Advertise,
     #[serde(with = "humantime_serde")]
     pub(super) login_timeout: Duration,
@@ -425,6 +430,9 @@ impl Default for Login {
             submission: Listener::default(),
             submissions: Listener::default(),
             managesieve: Listener::default(),
+            http: Listener::default(),
+            https: Listener::default(),
+            web: Web::default(),
             advertise: Advertise::default(),
             login_timeout: Duration::from_mins(3),
             max_failures: 10,
@@ -442,6 +450,112 @@ impl Default for Login {
             allow_plaintext: false,
             trusted_networks: Vec::new(),
         }
+    }
+}
+
+/// What both HTTP listeners have in common.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Web {
+    pub(super) public_name: String,
+    pub(super) display_name: String,
+    pub(super) presets: Vec<WebPreset>,
+    pub(super) fallback: String,
+    pub(super) rules: Vec<WebRule>,
+    pub(super) max_body: ByteSize,
+    pub(super) max_header_size: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub(super) keepalive: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) head_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) body_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub(super) retry_after: Duration,
+    pub(super) rewrite_urls: bool,
+    pub(super) discovery: String,
+    pub(super) acme_challenge: PathBuf,
+    pub(super) caldav: String,
+    pub(super) carddav: String,
+    pub(super) jmap: String,
+    pub(super) mta_sts: MtaSts,
+}
+
+impl Default for Web {
+    fn default() -> Self {
+        Self {
+            public_name: String::new(),
+            display_name: String::new(),
+            presets: Vec::new(),
+            fallback: String::new(),
+            rules: Vec::new(),
+            max_body: ByteSize::gib(1),
+            max_header_size: ByteSize::kib(64),
+            keepalive: Duration::from_secs(75),
+            head_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_mins(1),
+            retry_after: Duration::from_secs(5),
+            rewrite_urls: true,
+            discovery: String::new(),
+            acme_challenge: PathBuf::new(),
+            caldav: String::new(),
+            carddav: String::new(),
+            jmap: String::new(),
+            mta_sts: MtaSts::default(),
+        }
+    }
+}
+
+/// Rules that come behind one's own.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum WebPreset {
+    Autoconfig,
+    Jmap,
+    Dav,
+    Stalwart,
+    Cyrus,
+    Sogo,
+}
+
+/// Requests, and what becomes of them. One of `account`, `backend` and `answer` says it.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct WebRule {
+    pub(super) host: String,
+    pub(super) path: String,
+    pub(super) methods: Vec<String>,
+    pub(super) account: Vec<String>,
+    pub(super) fallback: String,
+    pub(super) backend: String,
+    pub(super) answer: Option<WebAnswer>,
+    pub(super) websocket: bool,
+    pub(super) issues_codes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum WebAnswer {
+    Autoconfig,
+    Autodiscover,
+    MtaSts,
+    Acme,
+    WellKnown,
+}
+
+/// With an empty mode there is no policy.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct MtaSts {
+    pub(super) mode: String,
+    pub(super) mx: Vec<String>,
+    #[serde(with = "humantime_serde")]
+    pub(super) max_age: Duration,
+}
+
+impl Default for MtaSts {
+    fn default() -> Self {
+        Self { mode: String::new(), mx: Vec::new(), max_age: Duration::from_hours(7 * 24) }
     }
 }
 
@@ -652,6 +766,8 @@ mod tests {
                 submission: listener(ListenerTls::StartTls),
                 submissions: listener(ListenerTls::Implicit),
                 managesieve: listener(ListenerTls::StartTls),
+                http: listener(ListenerTls::None),
+                https: listener(ListenerTls::Implicit),
                 ..Login::default()
             },
             ..File::default()
@@ -711,6 +827,10 @@ mod tests {
             "login.submission",
             "login.submissions",
             "login.managesieve",
+            "login.http",
+            "login.https",
+            "login.web",
+            "login.web.mta_sts",
             "login.advertise",
             "log",
         ] {

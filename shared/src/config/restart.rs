@@ -47,7 +47,8 @@ impl Config {
             .iter()
             .map(|(backend, listener)| (format!("mx.lookup.tcp_table.{backend}").into(), listener));
         let logins = self.login.listeners.iter().map(|login| (login.key.clone(), &login.listener));
-        mail.chain(maps).chain(tables).chain(logins).collect()
+        let web = self.login.web_listeners.iter().map(|web| (web.key.clone(), &web.listener));
+        mail.chain(maps).chain(tables).chain(logins).chain(web).collect()
     }
 }
 

@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::race::{Dialed, dial};
 use super::{Deadlines, Wire, WireError};
@@ -187,18 +188,8 @@ impl Wire {
         let tls = endpoint.tls_of(host);
         let secured = async {
             let mut wire = Self::new(socket, deadlines)?;
-            match endpoint.identity {
-                Identity::Proxy => {
-                    let wanted = endpoint.proxy_extensions;
-                    let extensions = Extensions {
-                        authority: extensions.authority.filter(|_| wanted.authority),
-                        unique_id: extensions.unique_id.filter(|_| wanted.unique_id),
-                        tls: extensions.tls.filter(|_| wanted.tls),
-                    };
-                    wire.say(proxy_protocol::encode(client, extensions)).await?;
-                }
-                Identity::ProxyV1 => wire.say(proxy_protocol::encode_v1(client)).await?,
-                Identity::None | Identity::Xclient | Identity::Xforward | Identity::DovecotId => {}
+            if let Some(header) = proxy_header(endpoint, client, extensions) {
+                wire.say(header).await?;
             }
             match &tls {
                 BackendTls::Implicit(config, name) => {
@@ -224,6 +215,71 @@ impl Wire {
         let (wire, trial) = trial.cover(secured).await?;
         Ok(Connected { wire, tls, trial })
     }
+}
+
+/// What an endpoint is told before anything else, where it is told clients that way.
+fn proxy_header(
+    endpoint: &Endpoint,
+    client: Option<Proxied>,
+    extensions: Extensions<'_>,
+) -> Option<Vec<u8>> {
+    match endpoint.identity {
+        Identity::Proxy => {
+            let wanted = endpoint.proxy_extensions;
+            let extensions = Extensions {
+                authority: extensions.authority.filter(|_| wanted.authority),
+                unique_id: extensions.unique_id.filter(|_| wanted.unique_id),
+                tls: extensions.tls.filter(|_| wanted.tls),
+            };
+            Some(proxy_protocol::encode(client, extensions))
+        }
+        Identity::ProxyV1 => Some(proxy_protocol::encode_v1(client)),
+        Identity::None
+        | Identity::Xclient
+        | Identity::Xforward
+        | Identity::DovecotId
+        | Identity::Forwarded => None,
+    }
+}
+
+/// A socket to a backend, for what is no [`Wire`].
+#[derive(Debug)]
+pub struct Reached {
+    /// The socket; a PROXY header was sent where the endpoint wants one.
+    pub socket: TcpStream,
+    /// How it is to be secured, with the name of the host that it leads to.
+    pub tls: BackendTls,
+    /// Its address.
+    pub address: SocketAddr,
+    /// To be told what becomes of the connection.
+    pub trial: Trial,
+}
+
+/// Connects to `endpoint` as [`Wire::connect_telling`] does, but for TLS.
+///
+/// # Errors
+///
+/// A [`ConnectError`].
+pub async fn connect_socket(
+    endpoint: &Endpoint,
+    client: Option<Proxied>,
+    extensions: Extensions<'_>,
+    until: Instant,
+) -> Result<Reached, ConnectError> {
+    let Dialed { mut socket, address, host, mut trial, .. } =
+        dial(endpoint, Some(until), &[]).await?;
+    let failed = |source| ConnectError::Secure { address, source };
+    socket.set_nodelay(true).and_then(|()| keep_alive(&socket)).map_err(|e| failed(e.into()))?;
+    if let Some(header) = proxy_header(endpoint, client, extensions) {
+        trial = trial.names_a_client();
+        let written = timeout_at(until, socket.write_all(&header));
+        let done = match written.await {
+            Ok(done) => done.map_err(WireError::from),
+            Err(_) => Err(WireError::Deadline),
+        };
+        done.map_err(failed)?;
+    }
+    Ok(Reached { socket, tls: endpoint.tls_of(host), address, trial })
 }
 
 /// Has the kernel probe a silent peer.

@@ -30,7 +30,8 @@ impl Connection {
             | Identity::Xforward
             | Identity::DovecotId
             | Identity::Proxy
-            | Identity::ProxyV1 => Vec::new(),
+            | Identity::ProxyV1
+            | Identity::Forwarded => Vec::new(),
         };
         if commands.is_empty() {
             return Ok(());
@@ -61,7 +62,8 @@ impl Connection {
             | Identity::Xclient
             | Identity::DovecotId
             | Identity::Proxy
-            | Identity::ProxyV1 => Vec::new(),
+            | Identity::ProxyV1
+            | Identity::Forwarded => Vec::new(),
         }
     }
 }

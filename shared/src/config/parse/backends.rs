@@ -27,7 +27,13 @@ impl Listening {
         let binds = |listener: &ListenerConfig| listener.binds.clone();
         Self {
             mail: mx.listeners.iter().flat_map(|l| binds(&l.config)).collect(),
-            login: login.listeners.iter().flat_map(|l| binds(&l.listener)).collect(),
+            login: login
+                .listeners
+                .iter()
+                .map(|login| &login.listener)
+                .chain(login.web_listeners.iter().map(|web| &web.listener))
+                .flat_map(binds)
+                .collect(),
         }
     }
 }
@@ -63,14 +69,15 @@ impl Parser<'_, '_> {
                 self.problems.note(&key, message);
                 continue;
             };
-            let raw::Backend { mail, imap, pop3, submission, managesieve } = backend;
+            let raw::Backend { mail, imap, pop3, submission, managesieve, http } = backend;
             let logins = [
                 (LoginProtocol::Imap, imap),
                 (LoginProtocol::Pop3, pop3),
                 (LoginProtocol::Submission, submission),
                 (LoginProtocol::ManageSieve, managesieve),
             ];
-            if mail.is_none() && logins.iter().all(|(_, endpoint)| endpoint.is_none()) {
+            let none = mail.is_none() && http.is_none();
+            if none && logins.iter().all(|(_, endpoint)| endpoint.is_none()) {
                 let message = format!("has no endpoint: [{key}.mail], [{key}.imap], …");
                 self.problems.note(&key, message);
             }
@@ -92,6 +99,10 @@ impl Parser<'_, '_> {
                 }
                 backend.set_login(protocol, endpoint);
             }
+            backend.http = http.and_then(|http| self.http(&format!("{key}.http"), http));
+            if let Some(http) = &mut backend.http {
+                http.reach = reach("http", &listening.login);
+            }
             parsed.push(backend);
         }
         parsed.into_iter().collect()
@@ -104,16 +115,7 @@ impl Parser<'_, '_> {
         protocol: LoginProtocol,
         endpoint: &raw::Endpoint,
     ) -> Option<Endpoint> {
-        for (name, given) in [
-            ("protocol", endpoint.protocol.is_some()),
-            ("chunking", endpoint.chunking.is_some()),
-            ("warm", endpoint.warm.is_some()),
-            ("max_connections", endpoint.max_connections.is_some()),
-        ] {
-            if given {
-                self.problems.note(&format!("{key}.{name}"), "is for mail only");
-            }
-        }
+        self.nothing_of_mail(key, endpoint);
         let (port, implicit_port) = match protocol {
             LoginProtocol::Imap => (143, 993),
             LoginProtocol::Pop3 => (110, 995),
@@ -126,13 +128,52 @@ impl Parser<'_, '_> {
                 (Identity::Xclient, Identity::DovecotId)
             }
         };
-        let wrong = [wrong, Identity::Xforward];
+        let wrong = [wrong, Identity::Xforward, Identity::Forwarded];
         let rules = EndpointRules { port, implicit_port, identity, credentials: true };
         let endpoint = self.endpoint(key, endpoint, rules)?;
         if wrong.contains(&endpoint.identity) {
             let message = "IMAP has \"dovecot-id\", the other protocols have \"xclient\"; all have \
                            \"proxy\" and \"none\"";
             self.problems.note(&format!("{key}.identity"), message);
+        }
+        Some(endpoint)
+    }
+
+    fn nothing_of_mail(&mut self, key: &str, endpoint: &raw::Endpoint) {
+        for (name, given) in [
+            ("protocol", endpoint.protocol.is_some()),
+            ("chunking", endpoint.chunking.is_some()),
+            ("warm", endpoint.warm.is_some()),
+            ("max_connections", endpoint.max_connections.is_some()),
+        ] {
+            if given {
+                self.problems.note(&format!("{key}.{name}"), "is for mail only");
+            }
+        }
+    }
+
+    /// Where HTTP requests are sent.
+    fn http(&mut self, key: &str, mut endpoint: raw::Endpoint) -> Option<Endpoint> {
+        self.nothing_of_mail(key, &endpoint);
+        let here = endpoint.host.iter().all(|text| is_loopback(split_port(text).0));
+        match endpoint.tls {
+            Some(raw::BackendTls::StartTls) => {
+                let message = "HTTP has no STARTTLS: \"implicit\" or \"plain\"";
+                self.problems.note(&format!("{key}.tls"), message);
+            }
+            None if !here => endpoint.tls = Some(raw::BackendTls::Implicit),
+            Some(raw::BackendTls::Plain | raw::BackendTls::Implicit) | None => {}
+        }
+        let (port, implicit_port) = (80, 443);
+        let rules =
+            EndpointRules { port, implicit_port, identity: Identity::Forwarded, credentials: true };
+        let endpoint = self.endpoint(key, &endpoint, rules)?;
+        match endpoint.identity {
+            Identity::Forwarded | Identity::Proxy | Identity::ProxyV1 | Identity::None => {}
+            Identity::Xclient | Identity::Xforward | Identity::DovecotId => {
+                let message = "HTTP has \"forwarded\", \"proxy\", \"proxy-v1\" and \"none\"";
+                self.problems.note(&format!("{key}.identity"), message);
+            }
         }
         Some(endpoint)
     }
@@ -149,8 +190,8 @@ impl Parser<'_, '_> {
         let rules =
             EndpointRules { port, implicit_port, identity: Identity::None, credentials: false };
         let endpoint = self.endpoint(key, mail, rules)?;
-        if endpoint.identity == Identity::DovecotId {
-            let message = "\"dovecot-id\" is for IMAP; mail has \"xclient\", \"xforward\", \"proxy\" or \
+        if matches!(endpoint.identity, Identity::DovecotId | Identity::Forwarded) {
+            let message = "\"dovecot-id\" is for IMAP, \"forwarded\" for HTTP; mail has \"xclient\", \"xforward\", \"proxy\" or \
                            \"none\"";
             self.problems.note(&format!("{key}.identity"), message);
         }
@@ -400,6 +441,7 @@ impl From<raw::Identity> for Identity {
             raw::Identity::DovecotId => Self::DovecotId,
             raw::Identity::Proxy => Self::Proxy,
             raw::Identity::ProxyV1 => Self::ProxyV1,
+            raw::Identity::Forwarded => Self::Forwarded,
         }
     }
 }

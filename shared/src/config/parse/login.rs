@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Parser, raw};
 use crate::backend::{Backends, LoginProtocol};
-use crate::config::{Advertised, ListenerTls, LoginConfig, LoginListener};
+use crate::config::{Advertised, ListenerTls, LoginConfig, LoginListener, WebListener};
 use crate::sasl::{Mechanism, Mechanisms};
 
 /// Longest capability that may be configured, in octets.
@@ -52,9 +52,26 @@ impl Parser<'_, '_> {
             Some(LoginListener { key: key.into(), protocol, listener })
         });
         let listeners = listeners.collect();
+        let hostname = self.hostname("login.hostname", &login.hostname, host);
+        let web = [
+            ("http", ListenerTls::None, login.http),
+            ("https", ListenerTls::Implicit, login.https),
+        ];
+        let web_listeners = web.into_iter().filter_map(|(key, tls, listener)| {
+            let key = format!("login.{key}");
+            let listener = self.listener(&key, listener, tls, has_certificate)?;
+            if listener.tls == ListenerTls::StartTls {
+                let message = "HTTP has no STARTTLS: \"implicit\" or \"none\"";
+                self.problems.note(&format!("{key}.tls"), message);
+            }
+            Some(WebListener { key: key.into(), listener })
+        });
+        let web_listeners = web_listeners.collect();
         LoginConfig {
-            hostname: self.hostname("login.hostname", &login.hostname, host),
             listeners,
+            web_listeners,
+            web: self.web(login.web, &hostname),
+            hostname,
             advertised: self.advertised(login.advertise),
             login_timeout: login.login_timeout,
             max_failures: login.max_failures.max(1),
@@ -84,6 +101,12 @@ impl Parser<'_, '_> {
                 self.problems.note(&format!("login.{protocol}"), message);
             }
         }
+        let speaks = backends.iter().any(|backend| backend.http.is_some());
+        if let Some(listener) = login.web_listeners.first().filter(|_| !speaks) {
+            let message = "no backend speaks HTTP: set [backends.NAME.http] for each that does";
+            self.problems.note(&listener.key, message);
+        }
+        self.web_backends_are_known(&login.web, backends);
     }
 
     /// What is to be said instead of what all backends have.

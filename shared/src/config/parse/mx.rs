@@ -240,6 +240,8 @@ impl Parser<'_, '_> {
             .listeners
             .iter()
             .map(|login| (format!("login.{}", login.protocol), &login.listener));
+        let web = login.web_listeners.iter().map(|web| (web.key.to_string(), &web.listener));
+        let logins = logins.chain(web);
         // The services are processes of their own, but of one host.
         let mut seen = Vec::new();
         for (key, listener) in mail.chain(logins) {

@@ -1,0 +1,75 @@
+//! What goes on: event streams and WebSockets pass without waiting (HTP-2).
+
+use tests::web_node::get;
+
+use crate::Stage;
+
+const UPGRADE: &str =
+    "\nConnection: keep-alive, Upgrade\nUpgrade: websocket\nSec-WebSocket-Key: x\n\n";
+
+#[tokio::test]
+async fn each_event_is_there_when_it_is_sent() {
+    let stage = Stage::set().await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/sse", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    for _ in 0..3 {
+        client.until(b"data: old\n\n").await.unwrap();
+    }
+    assert_eq!(stage.node.ownership.registry().counts().0, 1);
+}
+
+#[tokio::test]
+async fn a_websocket_carries_octets_both_ways_after_the_first() {
+    let stage = Stage::set().await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client
+        .say(get("/ws", "ann").replace("\n\n", UPGRADE).replace('\n', "\r\n").as_bytes())
+        .await
+        .unwrap();
+    let head = client.head().await.unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101") && head.contains("upgrade: websocket"), "{head}");
+    for word in [&b"one"[..], b"\x00\xff"] {
+        client.say(word).await.unwrap();
+        client.until(&[b"old", word].concat()).await.ok();
+    }
+    let seen = stage.old.seen().remove(0);
+    assert_eq!(seen.field("sec-websocket-key"), Some("x"));
+    drop(client);
+    stage.old.left_alone().await.unwrap();
+    assert_eq!(stage.node.ownership.registry().counts().0, 0);
+}
+
+#[tokio::test]
+async fn an_upgrade_elsewhere_is_no_upgrade() {
+    let stage = Stage::set().await.unwrap();
+    let asked = get("/echo", "ann").replace("\n\n", UPGRADE);
+    assert_eq!(stage.node.ask(&asked).await.unwrap().body, "old:");
+    assert_eq!(stage.old.seen()[0].field("upgrade"), None);
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_an_answer_like_any_other() {
+    let stage = Stage::set().await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    // The backend is asked without it.
+    let asked = get("/ws", "ann");
+    assert_eq!(client.ask(&asked).await.unwrap().status, 400);
+    assert_eq!(client.ask(&get("/echo", "ann")).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_stop_lets_what_runs_finish_and_takes_no_more() {
+    let stage = Stage::set().await.unwrap();
+    let mut idle = stage.node.connect().await.unwrap();
+    assert_eq!(idle.ask(&get("/echo", "ann")).await.unwrap().status, 200);
+    let mut busy = stage.node.connect().await.unwrap();
+    busy.say(get("/slow", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    stage.old.until_seen(2).await.unwrap();
+    let lifecycle = stage.node.lifecycle.clone();
+    let stopping =
+        tokio::spawn(async move { lifecycle.shut_down(tests::patience::PATIENCE).await });
+    idle.closed().await.unwrap();
+    stage.old.go_on();
+    assert_eq!(busy.hear().await.unwrap().body, "old slow");
+    assert_eq!(stopping.await.unwrap(), 0);
+}
