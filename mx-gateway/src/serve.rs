@@ -4,6 +4,7 @@ mod repeats;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,9 @@ use self::repeats::Answered;
 const LONGEST_DATA: Duration = Duration::from_hours(2);
 /// A message of so many octets may be read to its end in order to be refused, whatever the limit is.
 const ENDLESS: u64 = 1024 * 1024;
+
+/// How often it is looked whether others wait for what a client keeps.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What every session works with.
 #[derive(Debug)]
@@ -302,20 +306,31 @@ impl Conversation<'_> {
                 None => std::future::pending().await,
             }
         };
-        let driven = tokio::select! {
-            biased;
-            // First, so that no client can talk on and on.
-            () = stop.cancelled() => {
-                let reply = Reply::new(421, (3, 2), "Service is restarting, please connect again");
+        let heard = {
+            let Self { wire, session, transaction, cx, .. } = self;
+            let (mut over, mut driving) = (pin!(over), pin!(wire.drive(session)));
+            loop {
+                let keeps = transaction.as_mut().filter(|transaction| transaction.keeps_any());
+                let keeps = keeps.map(|transaction| transaction.give_back(cx)).is_some();
+                tokio::select! {
+                    biased;
+                    // First, so that no client can talk on and on.
+                    () = stop.cancelled() => {
+                        break Err("Service is restarting, please connect again");
+                    }
+                    () = &mut over => break Err("Long enough, please connect again"),
+                    driven = &mut driving => break Ok(driven),
+                    () = sleep(LOOK_EVERY), if keeps => {}
+                }
+            }
+        };
+        let driven = match heard {
+            Ok(driven) => driven,
+            Err(farewell) => {
+                let reply = Reply::new(421, (3, 2), farewell);
                 self.session.bid_farewell(&reply, &mut self.wire.output);
                 return self.wire.flush().await.map(|()| None);
             }
-            () = over => {
-                let reply = Reply::new(421, (3, 2), "Long enough, please connect again");
-                self.session.bid_farewell(&reply, &mut self.wire.output);
-                return self.wire.flush().await.map(|()| None);
-            }
-            driven = self.wire.drive(&mut self.session) => driven,
         };
         if matches!(driven, Err(WireError::Deadline)) {
             let reply = Reply::new(421, (4, 2), "Timeout, closing the connection");

@@ -6,6 +6,7 @@
 //! where it lives now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::address::{Address, Domain};
@@ -14,7 +15,7 @@ use shared::ownership::{Owner, Refusal};
 use shared::smtp::command::{Addressee, Mail, Rcpt};
 use shared::smtp::reply::{Class, Reply};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::custody::{Custody, Origin, Recipient};
 use crate::delivery::{Begun, Connection, DeliveryError, Introduction, Round, begin};
@@ -26,6 +27,9 @@ use crate::recipient::{self, Found, Place};
 use crate::refusal;
 use crate::serve::Context;
 use crate::spool::Route;
+
+/// How long a client may keep a connection to an owner that others wait for.
+const MAY_KEEP: Duration = Duration::from_secs(5);
 
 /// A transaction that was begun by MAIL.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub struct Transaction {
 struct Leg {
     backend: Arc<Backend>,
     state: LegState,
+    /// Since when a transaction is open there.
+    opened: Option<Instant>,
     /// Accepted recipients, by their place in the transaction.
     recipients: Vec<usize>,
 }
@@ -262,6 +268,33 @@ impl Transaction {
         replies
     }
 
+    /// True when it keeps a connection to an owner.
+    pub fn keeps_any(&self) -> bool {
+        self.legs.iter().any(|leg| matches!(leg.state, LegState::Open(_)))
+    }
+
+    /// Gives back connections that others wait for, if it has kept them for long: a client that says nothing
+    /// more, or little, must not keep everybody else's mail from their owners. Its recipients are asked again
+    /// when the message is sent.
+    pub fn give_back(&mut self, cx: &Arc<Context>) {
+        for leg in &mut self.legs {
+            let long = leg.opened.is_some_and(|opened| opened.elapsed() >= MAY_KEEP);
+            if !long || !cx.pool.is_wanted(&leg.backend.name) {
+                continue;
+            }
+            if let LegState::Open(connection) = std::mem::replace(&mut leg.state, LegState::Unasked)
+            {
+                leg.opened = None;
+                // They are not those of the next transaction there.
+                leg.recipients.clear();
+                let (cx, owner) = (Arc::clone(cx), leg.backend.name.clone());
+                cx.lifecycle.clone().spawn("give back", async move {
+                    connection.reset_and_keep(&cx, &owner).await;
+                });
+            }
+        }
+    }
+
     /// Ends the transaction without a message; connections that can be used again are kept.
     pub async fn abandon(self, cx: &Context) {
         join_all(self.legs.into_iter().map(|leg| leg.reset(cx))).await;
@@ -270,7 +303,7 @@ impl Transaction {
 
 impl Leg {
     fn new(backend: Arc<Backend>) -> Self {
-        Self { backend, state: LegState::Unasked, recipients: Vec::new() }
+        Self { backend, state: LegState::Unasked, opened: None, recipients: Vec::new() }
     }
 
     /// The owner's answer, on the transaction that is open there or a new one. A leg whose answer is not
@@ -311,6 +344,7 @@ impl Leg {
             }
         };
         self.state = state;
+        self.opened = Some(Instant::now());
         Ok((reply, refused))
     }
 

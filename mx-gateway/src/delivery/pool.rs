@@ -9,6 +9,7 @@
 //! for the header for a few seconds (Postfix 5, Dovecot 3): there, nothing is done ahead.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ struct Connections {
     seats: Arc<Semaphore>,
     /// One more is kept.
     returned: Notify,
+    /// How many wait for one.
+    waiting: AtomicUsize,
     /// Held by the one who greets connections ahead of their use.
     warming: tokio::sync::Mutex<()>,
 }
@@ -65,6 +68,10 @@ impl Pool {
         patience: Duration,
     ) -> Result<Obtained, DeliveryError> {
         let connections = self.of(backend, mail);
+        if let Some(kept) = connections.take() {
+            return Ok(Obtained::Kept(kept));
+        }
+        let _waiting = Waiting::of(&connections);
         let obtained = async {
             loop {
                 if let Some(kept) = connections.take() {
@@ -103,6 +110,12 @@ impl Pool {
                 Obtained::Seat(seat) => return Ok(seat),
             }
         }
+    }
+
+    /// True when somebody waits for a connection to a backend: all that are allowed are in use.
+    pub(crate) fn is_wanted(&self, backend: &BackendName) -> bool {
+        let backends = self.lock();
+        backends.get(backend).is_some_and(|one| one.waiting.load(Ordering::Relaxed) > 0)
     }
 
     /// Keeps a connection on which no transaction is open; returns it when it cannot be used again or
@@ -170,6 +183,7 @@ impl Pool {
                 kept: Mutex::default(),
                 seats: Arc::new(Semaphore::new(mail.max_connections)),
                 returned: Notify::new(),
+                waiting: AtomicUsize::new(0),
                 warming: tokio::sync::Mutex::default(),
             })
         });
@@ -178,6 +192,22 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BackendName, Arc<Connections>>> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One who waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn of(connections: &'a Connections) -> Self {
+        connections.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(&connections.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -27,7 +27,9 @@ async fn a_name_that_nobody_has_and_a_wrong_password_are_guesses_and_a_fault_of_
     let mut rules = rules();
     rules.guesses_per_address = 3;
     let stage = Stage::set_with(rules, Manners::default()).await.unwrap();
-    stage.node.set("gone", AccountRow { owner: "mars".into(), held: false, login: true });
+    stage
+        .node
+        .set("gone", AccountRow { owner: "mars".into(), held: false, login: true, flipped: None });
     stage.node.hold("held", "old");
     for local in ["gone", "held"] {
         for _ in 0..5 {

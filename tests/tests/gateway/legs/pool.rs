@@ -86,6 +86,22 @@ async fn a_client_waits_for_a_connection_where_all_are_in_use() -> Result<()> {
     Ok(())
 }
 
+/// Else as many clients as there are connections could keep everybody's mail from an owner.
+#[tokio::test]
+async fn a_client_that_says_nothing_more_gives_its_connection_to_one_who_waits() -> Result<()> {
+    let old = Sink::start("old", Manners::default()).await?;
+    let node = GatewayNode::start([old.configured_with(|mail| mail.max_connections = 1)])?;
+    populate(&node);
+    let mut silent = envelope(&node, &[ANN]).await?;
+    let mut second = envelope(&node, &[BEN]).await?;
+    assert_eq!(message(&mut second).await?.code, 250);
+    // Its recipient is asked again when its message is there.
+    assert_eq!(message(&mut silent).await?.code, 250);
+    let taken: Vec<_> = old.messages().iter().map(|message| message.to.clone()).collect();
+    assert_eq!(taken, [[BEN], [ANN]]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_connection_that_cannot_be_used_again_makes_room_for_another() -> Result<()> {
     let mut manners = Manners::default();
