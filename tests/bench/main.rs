@@ -26,6 +26,7 @@ mod stage;
 mod table;
 mod tls;
 mod trip;
+mod web;
 
 use std::time::Instant;
 
@@ -66,6 +67,8 @@ enum Part {
     Spool,
     /// Memory of open SMTP sessions.
     Sessions,
+    /// HTTP: requests, what is added to them, connections, streams.
+    Web,
     /// Memory while large messages pass.
     Large,
 }
@@ -94,6 +97,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Mail => mail::run().await?,
             Part::Added => added::run().await?,
             Part::Spool => spool::run().await?,
+            Part::Web => web::run().await?,
             Part::Sessions => sessions::run().await?,
             Part::Large => large::run().await?,
         }

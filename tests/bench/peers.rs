@@ -20,6 +20,7 @@ use tests::postgres::{Database, Server};
 
 use crate::proxy;
 use crate::stage::Stage;
+use crate::tls::Tls;
 
 /// How it learns owners; and it takes mail as fast as it comes, from as many as want to send.
 pub const POSTFIX: &str = "transport_maps = proxy:pgsql:/etc/postfix/owners.cf\n\
@@ -42,6 +43,21 @@ impl Who {
     /// Whether it is measured with this protocol: the others are, with IMAP alone.
     pub fn speaks(self, protocol: LoginProtocol) -> bool {
         self == Self::Us || protocol == LoginProtocol::Imap
+    }
+
+    /// Starts a reverse proxy of HTTP whose only backend is at that port; Dovecot has none.
+    pub async fn start_web(self, tls: &Tls, state: &Path, backend: u16) -> anyhow::Result<Peer> {
+        match self {
+            Self::Us => {
+                let table = crate::table::sqlite(state, 100).await?;
+                let service = proxy::web(state, &table, tls, backend).await?;
+                let (port, pid) = (service.port, service.pid());
+                Ok(Peer { who: self, port, pid, _running: Box::new(service) })
+            }
+            Self::HaProxy => haproxy::web(tls, backend).await,
+            Self::Nginx => nginx::web(tls, backend).await,
+            Self::Dovecot => anyhow::bail!("it speaks no HTTP"),
+        }
     }
 
     /// Starts one whose only backend is the stage's.

@@ -116,6 +116,30 @@ impl LoginNode<'_> {
     }
 }
 
+/// A login proxy that routes HTTP to one backend.
+pub async fn web(state: &Path, table: &str, tls: &Tls, backend: u16) -> anyhow::Result<Service> {
+    let port = tests::ports::reserve_one()?.port();
+    let config = format!(
+        "[node]\nname = {state:?}\nstate_dir = {state:?}\n[ownership]\nurl = {table:?}\n\
+         [tls]\ncertificates = [{{ cert_file = {cert:?}, key_file = {key:?} }}]\n\
+         [backends.old.http]\nhost = \"127.0.0.1\"\nport = {backend}\n\
+         [login]\nhostname = \"{HOST}\"\n[login.https]\nlisten = [\"127.0.0.1:{port}\"]\n\
+         max_per_address = 20000\n[login.web]\nkeepalive = \"1h\"\n[[login.web.rules]]\npath = \"/**\"\n\
+         account = [\"basic\"]\n[log]\nlevel = \"warn\"\n",
+        cert = tls.cert_file,
+        key = tls.key_file,
+    );
+    let service = Service::start("login-proxy", &config, state, port).await?;
+    // It listens before it has read the table, and refuses until then.
+    let mut attempts = 0;
+    while let Err(error) = crate::web::ready(port, tls).await {
+        attempts += 1;
+        ensure!(attempts < 200, "login-proxy refuses: {error:#}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(service)
+}
+
 fn beside_us(binary: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().context("no directory")?.join(binary))

@@ -1,4 +1,4 @@
-//! nginx's mail module, and the service of HTTP that tells it where a login goes.
+//! nginx's mail module, and the service of HTTP that tells it where a login goes. And nginx as it is known.
 
 use anyhow::ensure;
 use tests::place::Place;
@@ -21,6 +21,34 @@ pub async fn start(tls: &Tls, backend: u16, backend_tls: bool) -> anyhow::Result
          imap_capabilities IMAP4rev1 SASL-IR LITERAL+ ID IDLE;\n \
          ssl_certificate {cert};\n ssl_certificate_key {key};\n ssl_protocols TLSv1.3;\n \
          server {{ listen 127.0.0.1:{port} ssl; protocol imap; }}\n}}\n",
+        place = place.path().display(),
+        cert = tls.cert_file.display(),
+        key = tls.key_file.display(),
+    );
+    let file = place.write("nginx.conf", &text, 0o644, None)?;
+    let file = file.to_string_lossy().into_owned();
+    let log = place.join("log").to_string_lossy().into_owned();
+    let command = ["/usr/sbin/nginx", "-e", &log, "-c", &file];
+    Peer::start(Who::Nginx, &command, place, port).await
+}
+
+/// A reverse proxy that sends every request to one server, over connections that it keeps.
+pub async fn web(tls: &Tls, backend: u16) -> anyhow::Result<Peer> {
+    let place = Place::new()?;
+    let port = tests::ports::reserve_one()?.port();
+    let text = format!(
+        "daemon off;\nworker_processes 2;\nuser nobody nogroup;\npid {place}/pid;\n\
+         error_log {place}/log warn;\nevents {{ worker_connections 12000; }}\n\
+         http {{\n access_log off;\n keepalive_timeout 1h;\n keepalive_requests 10000000;\n \
+         client_body_temp_path {place}/body;\n proxy_temp_path {place}/proxy;\n \
+         fastcgi_temp_path {place}/fastcgi;\n uwsgi_temp_path {place}/uwsgi;\n scgi_temp_path {place}/scgi;\n \
+         upstream old {{ server 127.0.0.1:{backend}; keepalive 256; keepalive_requests 10000000; }}\n \
+         server {{\n  listen 127.0.0.1:{port} ssl http2;\n  server_name {HOST};\n  \
+         ssl_certificate {cert};\n  ssl_certificate_key {key};\n  ssl_protocols TLSv1.3;\n  \
+         location / {{\n   proxy_pass http://old;\n   proxy_http_version 1.1;\n   \
+         proxy_set_header Connection \"\";\n   proxy_set_header Host $host;\n   \
+         proxy_set_header X-Forwarded-For $remote_addr;\n   proxy_buffering off;\n   proxy_read_timeout 1h;\n  \
+         }}\n }}\n}}\n",
         place = place.path().display(),
         cert = tls.cert_file.display(),
         key = tls.key_file.display(),
