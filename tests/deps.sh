@@ -72,9 +72,14 @@ needs_of_servers() {
     need fail2ban fail2ban-regex
     # What administrators have made of Postfix' log.
     need pflogsumm pflogsumm
+    # The web: calendars, files, and what is written here on top of a module.
+    need radicale /usr/bin/radicale
+    need xandikos /usr/bin/xandikos
+    need nginx nginx
+    need python3-aiohttp /usr/lib/python3/dist-packages/aiohttp/__init__.py
 }
 
-# Mail programs as people use them.
+# Mail programs and others as people use them.
 needs_of_clients() {
     need isync mbsync
     need fetchmail fetchmail
@@ -84,7 +89,12 @@ needs_of_clients() {
     # It wants a terminal, which script is.
     need 'neomutt bsdutils' neomutt script
     need sieve-connect sieve-connect
-    need python3 python3
+    need python3 /usr/bin/python3
+    need python3-caldav /usr/lib/python3/dist-packages/caldav/__init__.py
+    need python3-websockets /usr/lib/python3/dist-packages/websockets/__init__.py
+    # Ubuntu's is a snap, which has to be there.
+    grep -q '^ID=ubuntu' /etc/os-release 2>/dev/null ||
+        need chromium '/usr/bin/chromium /usr/bin/chromium-browser /snap/bin/chromium /usr/bin/google-chrome'
 }
 
 # ---- Cyrus, whose packages exclude Dovecot's: unpacked beside the system, never installed -------------
@@ -92,10 +102,12 @@ needs_of_clients() {
 CYRUS=$(dirname "$0")/../target/cyrus
 
 unpack_cyrus() {
-    if [ "$what" != test ] || [ -e "$CYRUS" ]; then return 0; fi
+    # Its web server is the last that was added to what is unpacked.
+    if [ "$what" != test ] || [ -e "$CYRUS/usr/lib/cyrus/bin/httpd" ]; then return 0; fi
     command -v apt-get >/dev/null 2>&1 || fail "Cyrus is unpacked from Debian packages, and there is no apt-get"
     # What apt would install for it, which is what this machine lacks.
-    packages=$(apt-get -s -q install --no-install-recommends cyrus-imapd cyrus-pop3d sasl2-bin 2>/dev/null |
+    packages=$(apt-get -s -q install --no-install-recommends cyrus-imapd cyrus-pop3d cyrus-caldav \
+        sasl2-bin 2>/dev/null |
         sed -n 's/^Inst \([^ ]*\) .*/\1/p')
     [ -n "$packages" ] || fail 'apt-get knows no cyrus-imapd: run apt-get update as root'
     say 'unpacking Cyrus under target/, beside the system; nothing is installed'
@@ -108,6 +120,7 @@ unpack_cyrus() {
     for deb in "$unpacked"/debs/*.deb; do dpkg -x "$deb" "$unpacked"; done
     rm -r "$unpacked/debs"
     chmod 755 "$unpacked"
+    rm -rf "$CYRUS"
     mv "$unpacked" "$CYRUS"
 }
 
@@ -230,7 +243,7 @@ keep_from_boot() {
     command -v systemctl >/dev/null 2>&1 || return 0
     for pair in dovecot-core:dovecot.socket dovecot-core:dovecot.service postfix:postfix.service \
         pgbouncer:pgbouncer.service postgresql-common:postgresql.service haproxy:haproxy.service \
-        nginx:nginx.service fail2ban:fail2ban.service; do
+        nginx:nginx.service radicale:radicale.service fail2ban:fail2ban.service; do
         printf '%s\n' "$before" | grep -qxF "${pair%:*}" && continue
         systemctl list-unit-files "${pair#*:}" 2>/dev/null | grep -q enabled || continue
         as_root systemctl disable "${pair#*:}" >>"$work/log" 2>&1 || true

@@ -1,7 +1,9 @@
-//! A private Cyrus, the other kind of mail server: IMAP, POP3, ManageSieve and LMTP on loopback.
+//! A private Cyrus, the other kind of mail server: IMAP, POP3, ManageSieve, LMTP and HTTP (JMAP, CalDAV,
+//! CardDAV) on loopback.
 //!
 //! Its packages exclude Dovecot's, so `tests/deps.sh` unpacks them under `target/` and they run from there,
 //! with the libraries that came along. It never is root: it becomes an ordinary user by itself.
+//! Debian builds it without WebSocket, and its JMAP says then that there is no push either (204).
 
 use std::fs;
 use std::io::Write as _;
@@ -13,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::children::Child;
 use crate::conversation::Conversation;
+use crate::imap::Imap;
 use crate::patience::until;
 use crate::place::Place;
 use crate::ports::{self, ATTEMPTS};
@@ -41,11 +44,12 @@ struct Addresses {
     pop3: SocketAddr,
     managesieve: SocketAddr,
     lmtp: SocketAddr,
+    http: SocketAddr,
 }
 
 impl Cyrus {
-    /// Starts a server whose accounts all have the password `secret`. A mailbox is made when its owner
-    /// first comes.
+    /// Starts a server whose accounts all have the password `secret`, and each its mailboxes, a calendar and
+    /// an address book.
     ///
     /// # Errors
     ///
@@ -64,7 +68,7 @@ impl Cyrus {
         user.give(&server.place.join("sasldb"))?;
         for _ in 0..ATTEMPTS {
             match server.resume().await {
-                Ok(()) => return Ok(server),
+                Ok(()) => return server.with_mailboxes(accounts).await,
                 // It says nowhere why: mostly a port was taken meanwhile.
                 Err(error) => tracing::debug!(%error, "Cyrus does not start"),
             }
@@ -113,9 +117,27 @@ impl Cyrus {
         self.addresses.managesieve
     }
 
+    /// Where it speaks HTTP/1.1 (and h2c), without TLS: JMAP below `/jmap/`, DAV below `/dav/`.
+    pub fn http(&self) -> SocketAddr {
+        self.addresses.http
+    }
+
+    /// The address of something it has.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addresses.http)
+    }
+
     /// Where it speaks LMTP, to everybody.
     pub fn lmtp(&self) -> SocketAddr {
         self.addresses.lmtp
+    }
+
+    /// Without its mailboxes a person gets errors from HTTP, and IMAP alone makes them.
+    async fn with_mailboxes(self, accounts: &[&str]) -> Result<Self> {
+        for account in accounts {
+            Imap::connect(self.addresses.imap).await?.log_in(account, "secret").await?;
+        }
+        Ok(self)
     }
 
     fn console(&self) -> String {
@@ -181,13 +203,16 @@ unixhierarchysep: yes
 altnamespace: yes
 autocreate_quota: 0
 autocreate_post: yes
+httpmodules: caldav carddav jmap webdav
+# JMAP wants it.
+conversations: yes
 "
         ))
     }
 
     fn services(&self) -> String {
         let place = self.place.path().display();
-        let Addresses { imap, pop3, managesieve, lmtp } = self.addresses;
+        let Addresses { imap, pop3, managesieve, lmtp, http } = self.addresses;
         let service = |name: &str, program: &str, address: SocketAddr| {
             format!(
                 "  {name} cmd=\"{place}/usr/lib/cyrus/bin/{program} -C {place}/imapd.conf{more}\" \
@@ -200,7 +225,7 @@ autocreate_post: yes
   recover cmd=\"{place}/usr/lib/cyrus/bin/ctl_cyrusdb -C {place}/imapd.conf -r\"
 }}
 SERVICES {{
-{}{}{}{}}}
+{}{}{}{}{}}}
 EVENTS {{
 }}
 ",
@@ -208,14 +233,15 @@ EVENTS {{
             service("pop3", "pop3d", pop3),
             service("sieve", "timsieved", managesieve),
             service("lmtp", "lmtpd", lmtp),
+            service("http", "httpd", http),
         )
     }
 }
 
 impl Addresses {
     fn reserve() -> Result<Self> {
-        let [imap, pop3, managesieve, lmtp] = ports::reserve()?;
-        Ok(Self { imap, pop3, managesieve, lmtp })
+        let [imap, pop3, managesieve, lmtp, http] = ports::reserve()?;
+        Ok(Self { imap, pop3, managesieve, lmtp, http })
     }
 }
 

@@ -3,9 +3,11 @@
 //! Everything listens on loopback, keeps its state in a short directory of its own under `/tmp` and ends
 //! with the process that started it, however that ends.
 
+pub mod browser;
 pub mod chat;
 pub mod children;
 pub mod conversation;
+pub mod curl;
 pub mod cyrus;
 pub mod dns_zone;
 pub mod dovecot;
@@ -17,6 +19,7 @@ pub mod lab;
 pub mod link;
 pub mod login_backend;
 pub mod login_node;
+pub mod nginx;
 pub mod node;
 pub mod patience;
 pub mod place;
@@ -25,6 +28,7 @@ pub mod ports;
 pub mod postfix;
 pub mod postgres;
 pub mod program;
+pub mod radicale;
 pub mod recipe;
 pub mod rows;
 pub mod session;
@@ -36,3 +40,5 @@ pub mod test_ca;
 pub mod user;
 pub mod web_backend;
 pub mod web_node;
+pub mod web_server;
+pub mod xandikos;

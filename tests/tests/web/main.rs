@@ -5,6 +5,7 @@ mod bodies;
 mod flips;
 mod heads;
 mod http2;
+mod lab;
 mod refusals;
 mod routing;
 mod smuggling;
