@@ -43,6 +43,8 @@ pub struct Options {
     pub internal: Option<[SocketAddr; 2]>,
     /// More keys of `[login]`.
     pub login: String,
+    /// The keys of `[login.web]`; with them it listens for HTTPS.
+    pub web: Option<String>,
     /// Listen for POP3, submission and ManageSieve, too.
     pub every_protocol: bool,
     /// Where the services listen, if not on ports that the system chooses: SMTP, IMAP, IMAP with TLS.
@@ -68,6 +70,7 @@ pub struct Node {
     logins: Vec<SocketAddr>,
     ca_file: PathBuf,
     every_protocol: bool,
+    serves_web: bool,
     /// Listeners of the gateway.
     mail_listeners: usize,
     run_as: Option<User>,
@@ -92,6 +95,7 @@ impl Node {
             smtp: nowhere,
             logins: Vec::new(),
             every_protocol: options.every_protocol,
+            serves_web: options.web.is_some(),
             mail_listeners: if options.internal.is_some() { 3 } else { 1 },
             ca_file: ca.file(),
             run_as: options.run_as,
@@ -114,7 +118,8 @@ impl Node {
         // Both at once: each waits for the table.
         let (gateway, proxy) = (self.launch(SERVICES[0])?, self.launch(SERVICES[1])?);
         self.smtp = first(&serving(&gateway, self.mail_listeners).await?)?;
-        self.logins = serving(&proxy, listeners(self.every_protocol).len()).await?;
+        let logins = listeners(self.every_protocol).len() + usize::from(self.serves_web);
+        self.logins = serving(&proxy, logins).await?;
         (self.gateway, self.proxy) = (Some(gateway), Some(proxy));
         Ok(())
     }
@@ -175,6 +180,17 @@ impl Node {
         let position = LISTENERS.iter().position(|listener| *listener == name);
         let address = position.and_then(|position| self.logins.get(position));
         *address.unwrap_or_else(|| panic!("the login proxy has no listener {name}"))
+    }
+
+    /// The URL of a path by the login proxy's HTTPS; its certificate has that name.
+    ///
+    /// # Panics
+    ///
+    /// It was started without `web`.
+    pub fn url(&self, path: &str) -> String {
+        assert!(self.serves_web, "the login proxy does not listen for HTTPS");
+        let port = self.logins.last().map_or(0, SocketAddr::port);
+        format!("https://localhost:{port}{path}")
     }
 
     /// Sends a message with this subject to one recipient through the gateway.
@@ -282,6 +298,12 @@ fn configuration(options: &Options, identities: &[Identity], place: &Place) -> S
             mail.port()
         )
     });
+    let https = options
+        .web
+        .as_ref()
+        .map(|_| "https = { listen = [\"127.0.0.1:0\"] }\n")
+        .unwrap_or_default();
+    let web = options.web.as_ref().map(|web| format!("[login.web]\n{web}\n"));
     let certificates: Vec<String> = identities
         .iter()
         .map(|Identity { cert_file, key_file }| {
@@ -309,8 +331,9 @@ smtp = {{ listen = [\"{smtp}\"] }}
 {internal}{mx}
 [login]
 hostname = \"{IMAP_HOST}\"
-{logins}failure_delay = \"0s\"
+{logins}{https}failure_delay = \"0s\"
 {login}
+{web}
 [log]
 format = \"json\"
 ",
@@ -330,6 +353,7 @@ format = \"json\"
         internal = internal.unwrap_or_default(),
         mx = options.mx,
         login = options.login,
+        web = web.unwrap_or_default(),
     )
 }
 

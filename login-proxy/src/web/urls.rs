@@ -44,7 +44,8 @@ fn rewrite(url: &mut Value, scheme: &str, authority: &str) -> bool {
     true
 }
 
-/// A `Location` under the public name, where it has one of the backend's own hosts.
+/// A `Location` as the client came here, where it has one of the backend's own hosts, or the name by which
+/// the client has asked with the wrong scheme: a backend that does not see TLS leads away from it (Cyrus).
 pub(super) fn rewrite_location(
     location: &str,
     own: impl Fn(&str, u16) -> bool,
@@ -53,7 +54,9 @@ pub(super) fn rewrite_location(
 ) -> Option<String> {
     let uri: Uri = location.parse().ok()?;
     let default = if uri.scheme_str()? == "https" { 443 } else { 80 };
-    if !own(uri.host()?, uri.port_u16().unwrap_or(default)) {
+    let asked = uri.authority().is_some_and(|name| name.as_str().eq_ignore_ascii_case(authority));
+    let astray = asked && uri.scheme_str() != Some(scheme);
+    if !astray && !own(uri.host()?, uri.port_u16().unwrap_or(default)) {
         return None;
     }
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -90,6 +93,8 @@ mod tests {
         assert_eq!(rewritten("http://10.0.0.1:8080/a?b").as_deref(), Some("https://m.example/a?b"));
         assert_eq!(rewritten("http://10.0.0.1/a"), None);
         assert_eq!(rewritten("/a"), None);
+        assert_eq!(rewritten("http://M.example/a").as_deref(), Some("https://m.example/a"));
+        assert_eq!(rewritten("https://m.example/a"), None);
         assert_eq!(rewritten("https://elsewhere.example/a"), None);
     }
 }

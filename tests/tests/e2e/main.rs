@@ -13,6 +13,7 @@ mod refusal;
 mod sqlite;
 mod starting;
 mod trap;
+mod web;
 
 use tests::lab::ACCOUNTS;
 
