@@ -15,10 +15,14 @@ fn blocks(file: &str, language: &str) -> Vec<String> {
 #[test]
 fn the_readmes_configuration_is_good() {
     let examples = blocks("README.md", "toml");
-    assert_eq!(examples.len(), 1);
-    let config = Config::parse(Path::new("README.md"), &examples[0]).unwrap();
-    assert_eq!(config.backends.iter().count(), 2);
-    assert_eq!((config.mx.listeners.len(), config.login.listeners.len()), (1, 3));
+    assert_eq!(examples.len(), 2);
+    for more in ["", &examples[1]] {
+        let text = format!("{}\n{more}", examples[0]);
+        let config = Config::parse(Path::new("README.md"), &text).unwrap();
+        assert_eq!(config.backends.iter().count(), 2);
+        assert_eq!((config.mx.listeners.len(), config.login.listeners.len()), (1, 3));
+        assert_eq!(config.login.web_listeners.len(), usize::from(!more.is_empty()));
+    }
 }
 
 /// Every command on a queue that has the messages which they name.

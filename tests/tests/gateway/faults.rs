@@ -118,7 +118,7 @@ async fn a_message_that_was_given_up_does_not_arrive_later() -> Result<()> {
     let node = GatewayNode::start_with([old.configured()], settings)?;
     node.set_owner("ann", "old");
     // More than the owner's socket takes, less than ours keeps.
-    let content = format!("{}\r\n", "x".repeat(998)).repeat(200);
+    let content = format!("{}\r\n", "x".repeat(998)).repeat(500);
     let reply = smtp::send(node.address, SENDER, &[ANN], &content).await?;
     assert!(reply.to_string().starts_with("451 4.4.1 "), "{reply}");
     assert!(old.asked().await?.say(""), "it reads on");
