@@ -296,6 +296,11 @@ async fn drive<C>(
             (_, Some(idle)) => idle,
             (_, None) => now + web.keepalive,
         };
+        // By HTTP/2 a client can keep a stream from its window for ever, and answer pings.
+        let stuck = client.activity.stuck_at(cx.rules.idle_timeout);
+        if idle_until.is_none() && stuck.is_some_and(|stuck| stuck <= now) {
+            return;
+        }
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {

@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 server with manners of its own, which keeps every octet that it was sent.
 //!
 //! What it does is in the path: `/echo` says its name and the body, `/hang` never answers, `/close` closes,
-//! `/slow` answers when it is let to, `/sse` and `/ws` go on, `/early` answers before the body, `/wrong`
+//! `/slow` answers when it is let to, `/sse`, `/ws` and `/endless` go on, `/early` answers before the body, `/wrong`
 //! says 401, `/json/…` has the octets of [`Manners::json`], `/moved` redirects to [`Manners::location`].
 
 use std::net::SocketAddr;
@@ -239,6 +239,7 @@ impl State {
             ),
             "/garbage" => "NOT HTTP AT ALL\r\n\r\n".to_owned(),
             "/sse" => return self.events(socket).await,
+            "/endless" => return endless(socket).await,
             "/ws" => return self.websocket(socket, seen).await,
             path if path.contains("json") || path.ends_with("/session") => {
                 plain("200 OK", "Content-Type: application/json\r\n", &self.manners.json)
@@ -300,6 +301,15 @@ impl State {
             socket.write_all(self.name.as_bytes()).await?;
             socket.write_all(&octets[..read]).await?;
         }
+    }
+}
+
+/// Says octets for as long as somebody takes them.
+async fn endless(socket: &mut TcpStream) -> Result<bool> {
+    socket.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    loop {
+        socket.write_all(chunk.as_bytes()).await?;
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) struct Activity {
     began: Instant,
     in_flight: AtomicUsize,
     served: AtomicU64,
-    /// When the last request ended, in milliseconds since the beginning.
+    /// When something was last begun, taken or ended, in milliseconds since the beginning.
     last: AtomicU64,
 }
 
@@ -32,6 +32,7 @@ impl Activity {
 
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.note();
         Busy(Arc::clone(self))
     }
 
@@ -46,10 +47,29 @@ impl Activity {
     }
 }
 
+impl Activity {
+    fn note(&self) {
+        let elapsed = self.began.elapsed().as_millis();
+        self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// When requests in flight will have gone on for too long without anything of an answer being taken.
+    pub(super) fn stuck_at(&self, limit: Duration) -> Option<Instant> {
+        let last = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed));
+        last.checked_add(limit)
+    }
+}
+
+impl Busy {
+    /// Something of an answer was taken.
+    pub(super) fn goes_on(&self) {
+        self.0.note();
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
-        let elapsed = self.0.began.elapsed().as_millis();
-        self.0.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.note();
         self.0.served.fetch_add(1, Ordering::Relaxed);
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }

@@ -276,6 +276,11 @@ impl Kick {
         Self { token: Some(token), grace, ..Self::default() }
     }
 
+    /// One more of the same, which counts for itself.
+    pub(super) fn another(&self) -> Self {
+        Self { token: self.token.clone(), grace: self.grace, ..Self::default() }
+    }
+
     /// From now on there is no grace: what goes on has no end of its own.
     pub(super) fn at_once(&mut self) {
         self.grace = Duration::ZERO;

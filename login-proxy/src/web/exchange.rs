@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::header;
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use shared::backend::{Backend, BackendName};
 use shared::ownership::{self, Entered, Name, Owner, Registration, Work};
 use shared::web::{AccountSource, Action, NormalPath, Rule};
@@ -21,7 +21,7 @@ use super::answers;
 use super::ask::{AskError, Asked, Question, ask, is_bound};
 use super::body::{Answer, Kick, Spliced};
 use super::fault::Fault;
-use super::flight::{Flight, Record, close};
+use super::flight::{Flight, Place, Record, close};
 use super::head::{self, Introduction};
 use super::passing::{self, Passing};
 use super::{Client, Context};
@@ -366,15 +366,22 @@ impl Exchange<'_> {
                 kick.at_once();
                 // What has no end of its own begins at no former owner.
                 if !cx.ownership.still_stands(&registration) && question.can_repeat(bodyless) {
-                    close(&cx.lifecycle, Some(asked.connection), Some(registration));
+                    let place = Place::new(registration);
+                    close(&cx.lifecycle, Some(asked.connection), Some(place));
                     question.body = Some(Spliced::default());
                     continue;
                 }
             }
             self.judge(&whom, &owner, &asked).await;
+            let place = Place::new(registration);
+            if !asked.response.body().is_end_stream() || endless {
+                let (cut, closed) = (asked.connection.cut(), asked.connection.closed());
+                let leaving = Arc::clone(&place).leave_when_moved(kick.another(), cut, closed);
+                cx.lifecycle.spawn_chore("http kick", leaving);
+            }
             let pool = self.pool(&owner.backend);
             let flight = self.flight(asked.connection, pool, &owner.backend, asked.progress, busy);
-            let flight = Flight { registration: Some(registration), ..flight };
+            let flight = Flight { place: Some(place), ..flight };
             return passing.pass(self, asked.response, flight, kick).await;
         }
         Err(Fault::Unavailable)
@@ -474,7 +481,7 @@ impl Exchange<'_> {
             connection: Some(connection),
             pool,
             backend: backend.name.clone(),
-            registration: None,
+            place: None,
             progress,
             lifecycle: self.cx.lifecycle.clone(),
             octets_out: 0,

@@ -2,16 +2,17 @@
 //! the log (OBS-1).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::StatusCode;
 use shared::backend::BackendName;
 use shared::lifecycle::Lifecycle;
 use shared::ownership::{Owner, Registration};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::activity::Busy;
-use super::body::{Cut, Progress};
+use super::body::{Cut, Kick, Progress};
 use super::pool::{Connection, Pool};
 
 /// What a request holds until both its bodies have ended.
@@ -20,13 +21,51 @@ pub(super) struct Flight {
     pub(super) pool: Arc<Pool>,
     pub(super) backend: BackendName,
     /// Its place under its account; given back when nothing more is sent for it (P5).
-    pub(super) registration: Option<Arc<Registration>>,
+    pub(super) place: Option<Arc<Place>>,
     pub(super) progress: Arc<Progress>,
     pub(super) lifecycle: Lifecycle,
     pub(super) octets_out: u64,
     pub(super) record: Record,
     /// The client's connection is not idle.
     pub(super) busy: Busy,
+}
+
+/// A request's place under its account, until it is given back.
+#[derive(Debug)]
+pub(super) struct Place {
+    registration: Mutex<Option<Arc<Registration>>>,
+    /// It was given back.
+    left: CancellationToken,
+}
+
+impl Place {
+    pub(super) fn new(registration: Arc<Registration>) -> Arc<Self> {
+        let registration = Mutex::new(Some(registration));
+        Arc::new(Self { registration, left: CancellationToken::new() })
+    }
+
+    pub(super) fn leave(&self) {
+        let mut registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(registration.take());
+        self.left.cancel();
+    }
+
+    /// Leaves when the account has moved and its grace is over, whoever still holds the answer: a client that
+    /// takes nothing keeps up no fence. The connection to the former owner is closed before.
+    pub(super) async fn leave_when_moved(
+        self: Arc<Self>,
+        mut kick: Kick,
+        cut: CancellationToken,
+        closed: CancellationToken,
+    ) {
+        tokio::select! {
+            () = kick.over() => {}
+            () = self.left.cancelled() => return,
+        }
+        cut.cancel();
+        closed.cancelled().await;
+        self.leave();
+    }
 }
 
 /// What the log says of a request.
@@ -67,12 +106,16 @@ impl Record {
 
 impl Flight {
     pub(super) fn note(&mut self, octets: usize) {
+        self.busy.goes_on();
         self.octets_out = self.octets_out.saturating_add(u64::try_from(octets).unwrap_or(u64::MAX));
     }
 
     /// Both bodies have ended: the connection is free for the next request.
     pub(super) fn land(mut self) {
         self.record.write(self.progress.octets(), self.octets_out, "done");
+        if let Some(place) = &self.place {
+            place.leave();
+        }
         if let Some(connection) = self.connection.take() {
             self.pool.give(&self.backend, connection);
         }
@@ -82,6 +125,9 @@ impl Flight {
     /// What it had become has ended, and its connections are closed.
     pub(super) fn end(self, ended: &str, octets_in: u64, octets_out: u64) {
         self.record.write(octets_in, octets_out, ended);
+        if let Some(place) = &self.place {
+            place.leave();
+        }
     }
 
     /// It ends in the middle; without a reason, the client has gone. The account is not free before the
@@ -89,8 +135,8 @@ impl Flight {
     pub(super) fn crash(mut self, cut: Option<Cut>) {
         let ended = cut.map_or_else(|| "closed by the client".to_owned(), |cut| cut.to_string());
         self.record.write(self.progress.octets(), self.octets_out, &ended);
-        let (connection, registration) = (self.connection.take(), self.registration.take());
-        close(&self.lifecycle, connection, registration);
+        let (connection, place) = (self.connection.take(), self.place.take());
+        close(&self.lifecycle, connection, place);
     }
 }
 
@@ -98,15 +144,14 @@ impl Flight {
 pub(super) fn close(
     lifecycle: &Lifecycle,
     connection: Option<Connection>,
-    registration: Option<Arc<Registration>>,
+    place: Option<Arc<Place>>,
 ) {
     let Some(connection) = connection else { return };
     let closed = connection.closed();
     drop(connection);
-    if registration.is_some() && !closed.is_cancelled() {
-        lifecycle.spawn_chore("http close", async move {
-            closed.cancelled().await;
-            drop(registration);
-        });
-    }
+    let Some(place) = place else { return };
+    lifecycle.spawn_chore("http close", async move {
+        closed.cancelled().await;
+        place.leave();
+    });
 }

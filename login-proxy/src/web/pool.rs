@@ -183,6 +183,11 @@ impl Connection {
         &mut self.sender
     }
 
+    /// Cuts it, whoever has it.
+    pub(super) fn cut(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
     /// Told when it is closed: nothing more is sent then.
     pub(super) fn closed(&self) -> CancellationToken {
         self.closed.clone()

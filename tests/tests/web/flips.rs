@@ -81,6 +81,26 @@ async fn an_answer_that_has_begun_is_cut_when_the_grace_is_over() {
     stage.old.left_alone().await.unwrap();
 }
 
+/// Whoever reads nothing must not keep up a fence.
+#[tokio::test]
+async fn an_answer_that_nobody_takes_is_cut_like_any_other() {
+    let mut rules = rules();
+    rules.kick_grace = Duration::from_millis(100);
+    let stage = Stage::set_with(rules, Manners::default()).await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/endless", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    client.head().await.unwrap();
+    // As much as fits in between.
+    a_moment().await;
+    stage.node.set_owner("ann", "new");
+    let applied = stage.node.applied();
+    tokio::time::timeout(Duration::from_secs(10), applied)
+        .await
+        .expect("long before it is given up")
+        .unwrap();
+    stage.old.left_alone().await.unwrap();
+}
+
 #[tokio::test]
 async fn an_event_stream_ends_at_once_and_the_next_is_the_new_owners() {
     let stage = Stage::set().await.unwrap();

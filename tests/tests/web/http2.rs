@@ -98,6 +98,24 @@ async fn requests_for_both_owners_run_side_by_side_on_one_connection() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_window_stays_shut_keeps_up_no_fence() {
+    let stage = secured().await.unwrap();
+    let mut client = stage.connect().await.unwrap();
+    // Nothing of it is taken, so its window stays as it is.
+    let _answer = ask(&mut client, "/endless", "ann").await.unwrap();
+    tests::web_node::a_moment().await;
+    stage.node.set_owner("ann", "new");
+    let applied = stage.node.applied();
+    tokio::time::timeout(std::time::Duration::from_secs(10), applied)
+        .await
+        .expect("in time")
+        .unwrap();
+    stage.old.left_alone().await.unwrap();
+    let other = ask(&mut client, "/echo", "bob").await.unwrap();
+    assert_eq!(text(other).await.unwrap(), "new:", "the connection goes on");
+}
+
+#[tokio::test]
 async fn a_flip_resets_the_stream_of_its_account_and_no_other() {
     let stage = secured().await.unwrap();
     let mut client = stage.connect().await.unwrap();
