@@ -25,8 +25,11 @@ pub struct Index {
     by_name: HashMap<Box<str>, HashSet<Id>>,
     /// Which messages wait for a backend.
     waiting: HashMap<BackendName, BTreeMap<Arrival, Id>>,
-    /// Accounts that are being delivered to, and who waits for that.
-    delivering: HashMap<Box<str>, Vec<Id>>,
+    /// Accounts that are being delivered to.
+    delivering: HashSet<Box<str>>,
+    /// Who waits for that, by account. One at a time gets its turn: with a thousand messages for one account it
+    /// would be a thousand that are looked at for each that goes.
+    behind: HashMap<Box<str>, BTreeMap<Arrival, Id>>,
     arrivals: Arrival,
     /// How many came in which second of the Unix epoch.
     came: BTreeMap<u64, u32>,
@@ -278,7 +281,8 @@ impl Index {
             self.timers.insert((at, entry.arrival, id.into()));
         }
         entry.state = State::Waiting { at, backends, names };
-        self.pass_on(&accounts, now);
+        let all = names_of(&entry.recipients);
+        self.pass_on(&accounts, &all, now);
     }
 
     /// A name was changed: what depends on it is due. False when nothing does.
@@ -386,6 +390,8 @@ impl Index {
             {
                 self.timers.remove(&(at, entry.arrival, id.into()));
             }
+            let names = names_of(&entry.recipients);
+            self.pass_on(&[], &names, now);
         } else {
             self.schedule(id, now);
         }
@@ -400,6 +406,7 @@ impl Index {
     /// Forgets a message.
     pub fn remove(&mut self, id: &str, now: Instant) {
         let Some(entry) = self.entries.remove(id) else { return };
+        self.leave_behind(&entry.recipients, entry.arrival);
         if let Some(count) = self.came.get_mut(&entry.came) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -421,7 +428,7 @@ impl Index {
             State::Running { accounts, names, .. } => (names, accounts),
         };
         self.forget_names(id, &names);
-        self.pass_on(&accounts, now);
+        self.pass_on(&accounts, &names_of(&entry.recipients), now);
     }
 
     fn is_done(&self, id: &str) -> bool {
@@ -437,9 +444,8 @@ impl Index {
         let mut accounts: Vec<Box<str>> = due.filter_map(Slot::name).map(Into::into).collect();
         accounts.sort_unstable();
         accounts.dedup();
-        let busy = accounts.iter().find(|name| self.delivering.contains_key(*name));
-        if let Some(others) = busy.and_then(|name| self.delivering.get_mut(name)) {
-            others.push(id.into());
+        if let Some(busy) = accounts.iter().find(|name| self.delivering.contains(*name)) {
+            self.behind.entry(busy.clone()).or_default().insert(entry.arrival, id.into());
             return false;
         }
         for backend in std::mem::take(backends) {
@@ -448,7 +454,7 @@ impl Index {
             }
         }
         let names = std::mem::take(names);
-        self.delivering.extend(accounts.iter().map(|account| (account.clone(), Vec::new())));
+        self.delivering.extend(accounts.iter().cloned());
         entry.state = State::Running { accounts, names: Vec::new(), again: false };
         self.forget_names(id, &names);
         true
@@ -465,14 +471,50 @@ impl Index {
         }
     }
 
-    /// Accounts are not delivered to any more: who waited for that is due.
-    fn pass_on(&mut self, accounts: &[Box<str>], now: Instant) {
+    /// Accounts are not delivered to any more, or not by whose turn it was: of those who wait for one of `names`
+    /// the first is due.
+    fn pass_on(&mut self, accounts: &[Box<str>], names: &[Box<str>], now: Instant) {
         for account in accounts {
-            for id in self.delivering.remove(account).unwrap_or_default() {
+            self.delivering.remove(account);
+        }
+        for name in names {
+            while !self.delivering.contains(name)
+                && let Some(id) = self.next_behind(name)
+            {
                 self.schedule(&id, now);
+                // Whoever is frozen, or has had its turn meanwhile, passes it on.
+                if self.next_try(&id) == Some(now) {
+                    break;
+                }
             }
         }
     }
+
+    fn next_behind(&mut self, account: &str) -> Option<Id> {
+        let waiting = self.behind.get_mut(account)?;
+        let next = waiting.pop_first().map(|(_, id)| id);
+        if waiting.is_empty() {
+            self.behind.remove(account);
+        }
+        next
+    }
+
+    /// It waits for nobody's delivery any more.
+    fn leave_behind(&mut self, recipients: &[Slot], arrival: Arrival) {
+        for name in recipients.iter().filter_map(Slot::name) {
+            if let Some(waiting) = self.behind.get_mut(name) {
+                waiting.remove(&arrival);
+                if waiting.is_empty() {
+                    self.behind.remove(name);
+                }
+            }
+        }
+    }
+}
+
+/// The names that lead to a message's accounts.
+fn names_of(recipients: &[Slot]) -> Vec<Box<str>> {
+    recipients.iter().filter_map(Slot::name).map(Into::into).collect()
 }
 
 #[cfg(test)]
@@ -549,6 +591,39 @@ mod tests {
         index.tried("1", Wait::default(), now);
         index.changed(ANN, now);
         assert!(due(&mut index, now).is_empty(), "the new try has not asked for that name");
+    }
+
+    /// Looking at all of them for each one that goes took minutes with thousands.
+    #[test]
+    fn of_those_who_wait_for_one_account_one_at_a_time_is_due() {
+        let now = Instant::now();
+        let names: Vec<String> = (0..5).map(|number| number.to_string()).collect();
+        let messages: Vec<(&str, &[&str])> =
+            names.iter().map(|name| (name.as_str(), &[ANN][..])).collect();
+        let mut index = index(&messages, now);
+        assert_eq!(due(&mut index, now), ["0".into()]);
+        assert!(index.timers.is_empty());
+        index.freeze("1", true, now);
+        index.remove("2", now);
+        index.remove("0", now);
+        assert_eq!(index.timers.len(), 1, "one of the two that are left");
+        assert_eq!(due(&mut index, now), ["3".into()]);
+        index.tried("3", at(now + Duration::from_mins(1)), now);
+        assert_eq!(due(&mut index, now), ["4".into()], "who waits for a time lets the next one go");
+        index.freeze("1", false, now);
+        index.remove("4", now);
+        assert_eq!(due(&mut index, now), ["1".into()]);
+    }
+
+    #[test]
+    fn whose_turn_it_was_and_who_cannot_take_it_gives_it_to_the_next() {
+        let now = Instant::now();
+        let mut index = index(&[("0", &[ANN]), ("1", &[ANN]), ("2", &[ANN]), ("3", &[ANN])], now);
+        assert_eq!(due(&mut index, now), ["0".into()]);
+        index.remove("0", now);
+        index.freeze("1", true, now);
+        index.remove("2", now);
+        assert_eq!(due(&mut index, now), ["3".into()]);
     }
 
     #[test]
@@ -640,6 +715,7 @@ mod tests {
         index.remove("2", now);
         assert!(index.is_empty() && index.timers.is_empty() && index.by_name.is_empty());
         assert_eq!(index.oldest(), None);
-        assert!(index.delivering.is_empty() && index.awaited().is_empty());
+        assert!(index.delivering.is_empty() && index.behind.is_empty());
+        assert!(index.awaited().is_empty());
     }
 }
