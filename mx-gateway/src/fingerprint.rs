@@ -64,6 +64,9 @@ pub enum Seen {
     InHand(Uuid),
 }
 
+/// In the file, the id of what is not remembered any more.
+const FORGOTTEN: Uuid = Uuid::max();
+
 /// All of one process.
 #[derive(Debug)]
 pub struct Fingerprints {
@@ -209,6 +212,22 @@ impl Fingerprints {
         }
     }
 
+    /// Forgets messages whose sender has heard what became of them: the same once more is meant.
+    pub fn forget(self: &Arc<Self>, prints: &[Fingerprint]) {
+        let (at, id) = (now(), FORGOTTEN);
+        let records = prints.iter().map(|print| Record { print: *print, id, at });
+        let mut state = self.lock();
+        for print in prints {
+            state.done.remove(print);
+        }
+        self.note_count(&state);
+        if self.journal.is_some() {
+            state.pending.extend(records);
+            drop(state);
+            self.write_down();
+        }
+    }
+
     fn take_in_hand(&self, print: Fingerprint, id: Uuid) {
         let mut state = self.lock();
         if !self.is_off() && state.in_hand.len() < MOST_IN_HAND {
@@ -309,6 +328,10 @@ impl State {
     /// False: it is known already.
     fn enter(&mut self, record: &Record, is_old: impl Fn(u64) -> bool) -> bool {
         let Record { print, id, at } = *record;
+        if id == FORGOTTEN {
+            self.done.remove(&print);
+            return false;
+        }
         match self.done.entry(print) {
             Entry::Occupied(known) if !is_old(known.get().at) => return false,
             // It has its place in the order.

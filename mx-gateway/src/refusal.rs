@@ -79,6 +79,11 @@ pub fn unreachable(to: &Address) -> Reply {
     Reply::new(451, (4, 1), format!("<{to}>: not reachable for now, try again later"))
 }
 
+/// It cannot be delivered now, and not be kept either.
+pub fn no_room(to: &Address) -> Reply {
+    Reply::new(452, (3, 1), format!("<{to}>: cannot be kept for now, try again later"))
+}
+
 /// The owner says that it has no such mailbox, a short time after it was given it.
 pub fn just_moved(to: &Address) -> Reply {
     Reply::new(

@@ -39,7 +39,7 @@ use crate::session::{Event, Protocol, Session, Terms};
 use crate::transaction::{Answer, Transaction};
 use crate::welcome::speaks_early;
 
-use self::repeats::Answered;
+use self::repeats::{Answered, ToldAgain};
 
 /// How long a client may take for a message, however steadily it sends. 50 MiB in this time are a line
 /// of 60 kbit/s.
@@ -122,6 +122,8 @@ struct Conversation<'a> {
     incoming: Option<Incoming>,
     /// The last message, until its client is known to have heard the reply.
     answered: Option<Answered>,
+    /// Those of it that had the message before.
+    told_again: Option<ToldAgain>,
     /// When it is over, a message in hand apart.
     ends: Option<Instant>,
     /// What the log in Postfix' words calls the client, and what it is to know at the end.
@@ -214,6 +216,7 @@ async fn converse(
         transaction: None,
         incoming: None,
         answered: None,
+        told_again: None,
         ends,
         client,
         tally,
@@ -467,9 +470,12 @@ impl Conversation<'_> {
         let from = transaction.mail().from.clone();
         let print = |to| Fingerprint::new(&from, to, &heard.content);
         let prints: Vec<_> = transaction.addresses().map(print).collect();
+        // This one comes after what was said to the one before.
+        self.forget_what_was_heard(true);
         let seen = self.cx.fingerprints.look_up(&prints);
         if let Some(replies) = self.repeated(&transaction, (&id, &message), &heard, &seen) {
             transaction.abandon(self.cx).await;
+            self.note_told(&prints, &seen, &replies);
             return replies;
         }
         let trace = self.trace(&transaction, &message, &id, heard.before);
@@ -507,7 +513,9 @@ impl Conversation<'_> {
         let replies = self.replies(receipt, replies).await;
         let lost = || Reply::new(451, (3, 0), "Internal error, try again later");
         let of = |place: usize| replies.get(place).cloned().unwrap_or_else(lost);
-        if each { accepted.into_iter().map(of).collect() } else { vec![of(0)] }
+        let replies = if each { accepted.into_iter().map(of).collect() } else { vec![of(0)] };
+        self.note_told(&prints, &seen, &replies);
+        replies
     }
 
     /// Finds out about the sender: the header, what is delivered behind it, and whether the sender may be told

@@ -127,10 +127,10 @@ impl Transaction {
             Err(answer) => return *answer,
         };
         let plain = |to, reply| Answer { to: Some(to), owner: None, reply, why: None };
-        let known = self.recipients.iter().position(|recipient| recipient.to.address == address);
-        if let Some(known) = known {
+        let same = |one: &Recipient| one.to.address == address || one.name == name;
+        if let Some(known) = self.recipients.iter().position(same) {
             self.accepted.push(known);
-            // Named twice, it is meant once (MX-2); also when once by a routing domain.
+            // Named twice, it is meant once (MX-2); also when once by a routing domain, or in capitals.
             return plain(named, Reply::new(250, (1, 5), "Recipient ok"));
         }
         if self.recipients.len() >= cx.rules.max_recipients {
@@ -153,7 +153,10 @@ impl Transaction {
             }
             Place::Held(account) => {
                 let refusal = Refusal::Held { account };
-                let reply = refusal::by_table(&refusal, &named);
+                let reply = match cx.queue {
+                    Some(_) => refusal::no_room(&named),
+                    None => refusal::by_table(&refusal, &named),
+                };
                 return Answer { why: Some(refusal.to_string()), ..plain(named, reply) };
             }
         };
@@ -188,6 +191,10 @@ impl Transaction {
             Err(error) if is_known && may_keep => {
                 self.accept(recipient);
                 (Reply::new(250, (1, 5), "Recipient ok"), Some(error.to_string()))
+            }
+            Err(error) if is_known && cx.queue.is_some() => {
+                let why = format!("{error}; and nothing is kept: see `mailshift queue summary`");
+                (refusal::no_room(&named), Some(why))
             }
             Err(error) => (refusal::unreachable(&named), Some(error.to_string())),
         };

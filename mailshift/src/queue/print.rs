@@ -111,7 +111,7 @@ pub(super) fn total(
 ) -> io::Result<()> {
     let Total { messages: count, octets: size } = *total;
     match (place, count) {
-        (Place::Queue, 0) => writeln!(out, "no such message is in the queue"),
+        (Place::Queue, 0) => writeln!(out, "the queue has no such message"),
         (Place::Dead, 0) => writeln!(out, "there is no such dead letter"),
         (_, count) => {
             let more = if cut { "; there may be more (--limit)" } else { "" };

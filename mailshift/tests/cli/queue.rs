@@ -171,7 +171,7 @@ fn a_list_says_what_waits_for_whom_where_since_when_and_why() {
         assert!(messages.iter().all(|id| said.contains(id)), "{filter:?}: {said}");
     }
     assert!(host.says(&["list", "--limit", "1"]).contains("there may be more"));
-    assert_eq!(host.says(&["list", "--frozen"]), "no such message is in the queue\n");
+    assert_eq!(host.says(&["list", "--frozen"]), "the queue has no such message\n");
     let said = host.says(&["dead", "list"]);
     assert!(said.contains("6d00h  <eve@example.net>  dead: expired, and"), "{said}");
     assert!(said.contains("ann@example.org  failed at old"), "{said}");

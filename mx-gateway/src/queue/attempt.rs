@@ -10,7 +10,7 @@ use shared::smtp::reply::{Class, Reply};
 use super::failure::Refused;
 use super::index::{Id, Wait};
 use super::plan::Plan;
-use super::{Content, DOUBT_PAUSE, KeepError, PAUSES, Queue};
+use super::{Content, DOUBT_PAUSE, KeepError, PAUSES, Queue, Stage};
 use crate::custody::place_of;
 use crate::delivery::{Round, Settled, Unsent, Warrant};
 use crate::letter::Letter;
@@ -82,7 +82,14 @@ async fn try_once(
     for place in places {
         let Some(recipient) = stored.recipients.get(place) else { continue };
         if expired {
-            let reply = Reply::new(554, (4, 7), "not delivered in time, given up");
+            let text = match &recipient.state {
+                // Whoever releases a dead letter has to know that it may come twice.
+                Stage::InDoubt { owner, .. } => {
+                    format!("not delivered in time, given up; {owner} may have it")
+                }
+                _ => "not delivered in time, given up".to_owned(),
+            };
+            let reply = Reply::new(554, (4, 7), text);
             try_.failed.push(Refused { place, reply, by_server: false });
             continue;
         }
@@ -154,7 +161,9 @@ impl Try<'_> {
             Verdict::Accepted | Verdict::NotSent | Verdict::Held | Verdict::InDoubt => {}
         }
         if one.verdict != Verdict::Accepted {
-            self.why.clone_from(&one.why);
+            // It is told of every recipient of the message that waits, whoever owns it.
+            let why = one.why.as_ref();
+            self.why = why.map(|why| format!("{}: {why}", one.backend.name));
         }
         self.queue.record(self.id, one.place, &one).await;
         if let Warrant::Row(_, registration) = one.warrant {

@@ -82,7 +82,10 @@ impl admin::Queue for Queue {
         summary.dead = wide(self.spool.dead().await.map_err(failed)?.len());
         summary.corrupt = wide(self.spool.corrupt().await.map_err(failed)?);
         summary.unhealthy = match self.spool.health() {
-            Health::Well => None,
+            Health::Well if self.spool.has_room_for(0) => None,
+            Health::Well => {
+                Some("the disk has no more room than mx.queue.reserve keeps free".to_owned())
+            }
             Health::Unhealthy(trouble) => Some(trouble.to_string()),
         };
         Ok(summary)

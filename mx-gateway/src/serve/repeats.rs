@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use shared::smtp::reply::Reply;
+use shared::smtp::reply::{Class, Reply};
 use tokio::sync::oneshot;
 
 use super::{Conversation, Heard};
 use crate::body::Message;
 use crate::custody::note_repeated;
-use crate::fingerprint::{Receipt, Seen};
+use crate::fingerprint::{Fingerprint, Receipt, Seen};
 use crate::outcome;
 use crate::session::Protocol;
 use crate::transaction::Transaction;
@@ -23,7 +23,34 @@ pub(super) struct Answered {
     ahead: bool,
 }
 
+/// Recipients who had the message before, as the client was told.
+pub(super) struct ToldAgain {
+    prints: Vec<Fingerprint>,
+    said: u64,
+    ahead: bool,
+}
+
 impl Conversation<'_> {
+    /// Notes who had a message before, where that was a part of a yes.
+    pub(super) fn note_told(&mut self, prints: &[Fingerprint], seen: &[Seen], replies: &[Reply]) {
+        let known = prints.iter().zip(seen).filter(|(_, seen)| matches!(seen, Seen::Done(_)));
+        let prints: Vec<_> = known.map(|(print, _)| *print).collect();
+        let accepted = replies.iter().all(|reply| reply.class() == Class::Accepted);
+        if !prints.is_empty() && accepted {
+            let (said, ahead) = (self.wire.said(), !self.wire.input.is_empty());
+            self.told_again = Some(ToldAgain { prints, said, ahead });
+        }
+    }
+
+    /// Whoever has heard that a message came before, and sends it again, means it.
+    pub(super) fn forget_what_was_heard(&mut self, ended_well: bool) {
+        if let Some(ToldAgain { prints, said, ahead }) = self.told_again.take()
+            && (self.wire.said() != said || ahead && ended_well)
+        {
+            self.cx.fingerprints.forget(&prints);
+        }
+    }
+
     /// The replies to a message of which nobody is to get anything: all recipients have it, or, where one reply
     /// stands for all, somebody is just being delivered to. `None`: it goes the usual way, but for those.
     pub(super) fn repeated(
@@ -104,6 +131,7 @@ impl Conversation<'_> {
     /// The session has ended. Whoever has said something after the last reply has heard it; so has, as far as
     /// anybody can tell, who said goodbye in advance and was there to be answered.
     pub(super) fn note_unheard(&mut self, ended_well: bool) {
+        self.forget_what_was_heard(ended_well);
         if let Some(Answered { receipt, said, ahead }) = self.answered.take() {
             let has_gone_on = self.wire.said() != said || ahead && ended_well;
             if !has_gone_on {

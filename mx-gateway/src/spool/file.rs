@@ -63,7 +63,12 @@ fn wide(octets: usize) -> u64 {
 
 /// Reads the message `id` in `place`, all but its content.
 pub(super) fn load(disk: &Disk, id: &str, place: Place) -> Result<Loaded, LoadError> {
-    let file = File::open(disk.path(place, id))?;
+    let path = disk.path(place, id);
+    // Opening a pipe would wait for somebody who writes to it.
+    if !std::fs::metadata(&path)?.is_file() {
+        return Err(io::Error::other("it is no file").into());
+    }
+    let file = File::open(path)?;
     let length = file.metadata()?.len();
     let (mut stored, offset) = load_head(&file, length)?;
     if stored.id() != id {

@@ -36,6 +36,11 @@ async fn send_again(node: &GatewayNode, to: &[&str]) -> Result<String> {
     Ok(reply.to_string())
 }
 
+/// The reply that a client gets which goes without a word behind it: it may not have heard.
+async fn send_again_and_leave(node: &GatewayNode) -> Result<String> {
+    Ok(say(node, &[ANN]).await?.reply().await?.to_string())
+}
+
 async fn until_known(node: &GatewayNode, count: usize) -> Result<()> {
     until("it is remembered", || (node.fingerprints.len() == count).then_some(())).await
 }
@@ -55,8 +60,7 @@ async fn a_retry_after_a_lost_reply_is_answered_and_not_delivered_again() -> Res
     until("the client is missed", || (node.fingerprints.in_hand() == 1).then_some(())).await?;
     assert!(asked.say("250 2.0.0 Ok"));
     until_known(&node, 1).await?;
-    for _ in 0..2 {
-        let reply = send_again(&node, &[ANN]).await?;
+    for reply in [send_again_and_leave(&node).await?, send_again(&node, &[ANN]).await?] {
         assert!(reply.starts_with("250 2.0.0 Ok, already delivered as "), "{reply}");
     }
     assert_eq!((old.messages().len(), node.fingerprints.in_hand()), (1, 0));
@@ -90,6 +94,28 @@ async fn who_has_heard_and_sends_the_same_again_means_it() -> Result<()> {
     }
     node.shut_down(Duration::from_secs(5)).await;
     assert!(node.fingerprints.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_has_heard_that_it_came_before_and_sends_the_same_again_means_it() -> Result<()> {
+    let (old, node) = alone(Manners::default()).await?;
+    let mut gone = say(&node, &[ANN]).await?;
+    gone.reply().await?;
+    drop(gone);
+    tests::patience::until("it is remembered", || (node.fingerprints.len() == 1).then_some(()))
+        .await?;
+    for (words, count) in [("already delivered", 1), ("delivered as", 2), ("delivered as", 3)] {
+        let mut client = say(&node, &[ANN]).await?;
+        let reply = client.reply().await?.to_string();
+        assert!(reply.contains(words), "{reply}");
+        client.command("QUIT").await?;
+        drop(client);
+        old.until("it is there", |old| old.messages().len() >= count).await?;
+        tests::patience::until("it is forgotten", || node.fingerprints.is_empty().then_some(()))
+            .await?;
+    }
+    assert_eq!(old.messages().len(), 3);
     Ok(())
 }
 
@@ -245,7 +271,7 @@ async fn what_is_kept_for_a_held_account_is_not_kept_twice() -> Result<()> {
     let node = start().await?;
     node.hold("ann", "old");
     send_unheard(&node).await?;
-    assert!(send_again(&node, &[ANN]).await?.contains("already delivered"));
+    assert!(send_again_and_leave(&node).await?.contains("already delivered"));
     assert_eq!(node.queue.as_ref().map(|queue| queue.len()), Some(1));
     node.set_owner("ann", "old");
     old.until("it has come", |old| old.messages().len() == 1).await?;
