@@ -237,6 +237,9 @@ impl State {
                 "Connection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nAlt-Svc: h3=\":443\"\r\n",
                 name,
             ),
+            "/both" => "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n\
+                       5\r\nhello\r\n0\r\n\r\n"
+                .to_owned(),
             "/garbage" => "NOT HTTP AT ALL\r\n\r\n".to_owned(),
             "/sse" => return self.events(socket).await,
             "/endless" => return endless(socket).await,

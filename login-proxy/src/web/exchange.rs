@@ -372,7 +372,14 @@ impl Exchange<'_> {
                     continue;
                 }
             }
-            self.judge(&whom, &owner, &asked).await;
+            tokio::select! {
+                () = self.judge(&whom, &owner, &asked) => {}
+                // A no that is answered late keeps up no fence, and of a former owner it counts nothing.
+                () = kick.over() => {
+                    close(&cx.lifecycle, Some(asked.connection), Some(Place::new(registration)));
+                    return Err(Fault::Unavailable);
+                }
+            }
             let place = Place::new(registration);
             if !asked.response.body().is_end_stream() || endless {
                 let (cut, closed) = (asked.connection.cut(), asked.connection.closed());

@@ -7,7 +7,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::response::Parts as AnswerParts;
 use http::{Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::body::{Answer, Kick, Spliced};
@@ -71,6 +71,10 @@ impl Passing {
         let (mut parts, body) = response.into_parts();
         head::pass_back(&mut parts.headers);
         parts.version = http::Version::HTTP_11;
+        if body.size_hint().exact().is_none() {
+            // A length beside chunks is not to be believed, and not to be passed on (RFC 9112 §6.3).
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         self.look_at_location(exchange, &mut parts, &flight);
         let mut body = Spliced::whole(body);
         if self.is_looked_at(exchange, &parts) {

@@ -81,6 +81,22 @@ async fn an_answer_that_has_begun_is_cut_when_the_grace_is_over() {
     stage.old.left_alone().await.unwrap();
 }
 
+/// The answer to a wrong password is delayed for seconds.
+#[tokio::test]
+async fn a_no_that_is_answered_late_keeps_up_no_fence() {
+    let mut rules = rules();
+    rules.failure_delay = Duration::from_mins(1);
+    rules.kick_grace = Duration::from_millis(100);
+    let stage = Stage::set_with(rules, Manners::default()).await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/wrong", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    stage.old.until_seen(1).await.unwrap();
+    stage.node.set_owner("ann", "new");
+    let applied = stage.node.applied();
+    tokio::time::timeout(Duration::from_secs(10), applied).await.expect("in time").unwrap();
+    assert_eq!(client.hear().await.unwrap().status, 503);
+}
+
 /// Whoever reads nothing must not keep up a fence.
 #[tokio::test]
 async fn an_answer_that_nobody_takes_is_cut_like_any_other() {

@@ -121,6 +121,20 @@ async fn a_backend_sees_no_request_that_was_not_routed() {
 }
 
 #[tokio::test]
+async fn an_answer_with_two_lengths_has_one_when_it_is_passed_on() {
+    let stage = Stage::set().await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    let answered = client.ask(&get("/both", "ann")).await.unwrap();
+    let lengths =
+        ["content-length", "transfer-encoding"].map(|name| answered.field(name).is_some());
+    assert!(
+        lengths == [false, true] && answered.body == "hello" || answered.status == 502,
+        "{answered:?}"
+    );
+    assert_eq!(client.ask(&get("/echo", "ann")).await.unwrap().body, "old:");
+}
+
+#[tokio::test]
 async fn heads_and_trailers_are_bounded() {
     let stage = Stage::set().await.unwrap();
     let long = format!("\nX-Long: {}\n\n", "y".repeat(80_000));
