@@ -296,6 +296,22 @@ fn a_spool_is_adopted_by_the_first_process_that_can() {
 }
 
 #[test]
+fn an_adoption_that_left_something_behind_is_no_success() {
+    let left = Adopted { messages: 1, recipients: 1, left: 3, ..Adopted::default() };
+    let failed = Some("cannot read it".to_owned());
+    for (adopted, why) in [
+        (left.clone(), "3, which cannot be read"),
+        (Adopted { failed, ..left }, "3 (cannot read it)"),
+    ] {
+        let host = Host::new();
+        host.process("mx-gateway", &Queued::that_adopts(adopted));
+        let other = host.directory("elsewhere");
+        let complaint = host.refuses(&["adopt", other.to_str().unwrap()]);
+        assert!(complaint.contains(why) && complaint.contains("once more"), "{complaint}");
+    }
+}
+
+#[test]
 fn a_service_that_does_not_run_is_said_to_be_so() {
     let host = Host::new();
     for process in [None, Some("mx-gateway")] {
