@@ -22,14 +22,17 @@ pub(crate) enum Node {
         /// Only this service of it
         #[arg(long, value_parser = ["mx-gateway", "login-proxy"])]
         service: Option<String>,
+        /// Even though there is mail on its disk, by what it said last, that nobody delivers
+        #[arg(long)]
+        anyway: bool,
     },
 }
 
 pub(crate) async fn run(table: &Table, command: Node, out: &mut impl Write) -> anyhow::Result<()> {
     match command {
         Node::List => print::node_list(out, &table.nodes().await?)?,
-        Node::Forget { name, service } => {
-            for line in table.forget(&name, service.as_deref()).await? {
+        Node::Forget { name, service, anyway } => {
+            for line in table.forget(&name, service.as_deref(), anyway).await? {
                 writeln!(out, "{}/{} is forgotten", line.node, line.service)?;
                 if line.spooled > 0 {
                     print::mail_left(out, &line)?;

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use shared::admin::queue::{Filter, Place, Request, Selector};
+use shared::admin::queue::{Adopted, Filter, Place, Request, Selector};
 use shared::admin::{Answer, Call, Refusal};
 use shared::config::Config;
 
@@ -88,7 +88,11 @@ impl Desk {
         let heard = self.processes.ask(&request, |process, answer| match answer {
             Answer::Entry(entry) if self.json => print::json(out, process, &entry),
             Answer::Entry(entry) => print::shown(out, process, &entry),
-            Answer::Octets(_) | Answer::Summary(_) | Answer::Done(_) | Answer::Refused(_) => Ok(()),
+            Answer::Octets(_)
+            | Answer::Summary(_)
+            | Answer::Adopted(_)
+            | Answer::Done(_)
+            | Answer::Refused(_) => Ok(()),
         });
         found(place, &id, heard.await?)
     }
@@ -98,7 +102,11 @@ impl Desk {
         let request = call(Request::Cat { place, id: id.clone() }, String::new());
         let heard = self.processes.ask(&request, |_, answer| match answer {
             Answer::Octets(octets) => out.write_all(&octets),
-            Answer::Entry(_) | Answer::Summary(_) | Answer::Done(_) | Answer::Refused(_) => Ok(()),
+            Answer::Entry(_)
+            | Answer::Summary(_)
+            | Answer::Adopted(_)
+            | Answer::Done(_)
+            | Answer::Refused(_) => Ok(()),
         });
         found(place, &id, heard.await?)
     }
@@ -108,7 +116,11 @@ impl Desk {
         let heard = self.processes.ask(&request, |process, answer| match answer {
             Answer::Summary(summary) if self.json => print::json(out, process, &summary),
             Answer::Summary(summary) => print::summary(out, process, &summary),
-            Answer::Entry(_) | Answer::Octets(_) | Answer::Done(_) | Answer::Refused(_) => Ok(()),
+            Answer::Entry(_)
+            | Answer::Octets(_)
+            | Answer::Adopted(_)
+            | Answer::Done(_)
+            | Answer::Refused(_) => Ok(()),
         });
         refused(heard.await?)
     }
@@ -170,12 +182,29 @@ impl Desk {
             .with_context(|| format!("cannot adopt {}", directory.display()))?;
         let shown = directory.display().to_string();
         let request = call(Request::Adopt { directory }, why.unwrap_or_default());
-        let adopted = self.processes.ask_first(&request).await?;
-        if self.json {
-            return Ok(print::json_count(out, "adopted", adopted)?);
-        }
-        let messages = print::messages(adopted);
-        Ok(writeln!(out, "{messages} of {shown} adopted; delivery begins at once")?)
+        let mut adopted = None;
+        let answered = self.processes.ask_first(&request, |process, answer| {
+            let Answer::Adopted(told) = answer else { return Ok(()) };
+            if self.json {
+                print::json(out, process, &told)?;
+            } else {
+                print::adopted(out, process, &shown, &told)?;
+            }
+            adopted = Some(told);
+            Ok(())
+        });
+        answered.await?;
+        let Adopted { left, failed, .. } =
+            adopted.context("the service does not say what it took")?;
+        ensure!(
+            left == 0 && failed.is_none(),
+            "files that are still in {shown}: {left}{}; adopt it once more when that is repaired",
+            failed.map_or_else(
+                || ", which cannot be read (the service's log names each)".to_owned(),
+                |why| format!(" ({})", print::tame(&why))
+            )
+        );
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use shared::admin::queue::{Entry, Filter, Place, Request, Selector, Summary};
+use shared::admin::queue::{Adopted, Entry, Filter, Place, Request, Selector, Summary};
 use shared::admin::{Answers, Call, Handler, Refusal, SOCKET, serve};
 use shared::door::Door;
 use shared::lifecycle::Lifecycle;
@@ -70,12 +70,16 @@ pub trait Queue: Debug + Send + Sync + 'static {
         why: &str,
     ) -> impl Future<Output = Result<u64, Refusal>> + Send;
 
-    /// Takes over all messages of another spool: a state directory, or the spool in it. Returns how many.
+    /// Takes over all messages of another spool: a state directory, or the spool in it. Goes on when nobody
+    /// waits for it any more.
     ///
     /// # Errors
     ///
     /// [`Refusal::NotAdopted`]: it is none, its process lives, or this process does not deliver any more.
-    fn adopt(&self, directory: &Path) -> impl Future<Output = Result<u64, Refusal>> + Send;
+    fn adopt(
+        self: &Arc<Self>,
+        directory: &Path,
+    ) -> impl Future<Output = Result<Adopted, Refusal>> + Send;
 }
 
 /// What becomes of messages.
@@ -135,7 +139,11 @@ impl<Q: Queue> Handler for Desk<Q> {
             Request::Thaw { which } => self.change(Change::Thaw, which, call).await,
             Request::Drop { place, which } => self.change(Change::Drop(*place), which, call).await,
             Request::Release { which } => self.change(Change::Release, which, call).await,
-            Request::Adopt { directory } => queue.adopt(directory).await,
+            Request::Adopt { directory } => {
+                let adopted = queue.adopt(directory).await?;
+                let messages = adopted.messages.saturating_add(adopted.dead);
+                answers.adopted(adopted).await.map(|()| messages)
+            }
         }
     }
 }

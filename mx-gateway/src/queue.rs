@@ -253,7 +253,7 @@ impl Queue {
 
     /// Takes over the spools of processes of this service that have ended: nobody else delivers what is in
     /// them.
-    async fn adopt_ended(&self, others: &[PathBuf]) {
+    async fn adopt_ended(self: &Arc<Self>, others: &[PathBuf]) {
         for spool in others {
             let is_empty = |place: &str| {
                 std::fs::read_dir(spool.join(place))

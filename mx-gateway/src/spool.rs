@@ -31,8 +31,9 @@ use std::time::SystemTime;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+use self::adoption::Besides;
 use self::disk::{Disk, Place};
-use self::file::{Entry, LoadError};
+use self::file::{Entry, LoadError, Loaded};
 use self::index::{Index, Step, draw_up, lock, wide};
 use crate::body::Message;
 use crate::fingerprint::{self, format::Record as Print};
@@ -63,6 +64,12 @@ pub struct Adopted {
     pub messages: Vec<Stored>,
     /// How many dead letters came besides.
     pub dead: usize,
+    /// How many messages were here already, by their ids.
+    pub known: usize,
+    /// How many files that are no messages, or not the ones that are known here, were set aside here.
+    pub aside: usize,
+    /// How many files are still there, be it that they cannot be read at all.
+    pub left: usize,
     /// What was known of messages that may come again.
     pub prints: Vec<Print>,
     /// Why not everything came: the rest is still there. Adopting again goes on with it.
@@ -278,35 +285,45 @@ impl Spool {
     }
 
     /// Takes over the spool of another process, which must have ended: its lock is taken. Its messages, dead
-    /// letters and what it had set aside are moved here.
+    /// letters and what it had set aside are moved here. `taken` is told of each message with somebody left as
+    /// soon as it is here, also when nobody waits for this call any more.
     ///
     /// # Errors
     ///
     /// A [`SpoolError`]: nothing was taken over.
-    pub async fn adopt(&self, directory: &Path) -> Result<Adopted, SpoolError> {
+    pub async fn adopt(
+        &self,
+        directory: &Path,
+        taken: impl Fn(&Stored) + Send + 'static,
+    ) -> Result<Adopted, SpoolError> {
         let (index, directory) = (Arc::clone(&self.0), directory.to_owned());
         blocking(move || {
             index.disk.admit()?;
-            let other = Arc::new(Disk::open_existing(&directory, index.disk.syncing())?);
+            let other = Arc::new(index.disk.open_other(&directory)?);
             let found = recovery::recover(&other)?;
-            let (mut messages, mut dead) = (Vec::new(), 0_usize);
+            let (mut messages, mut dead, mut besides) = (Vec::new(), 0_usize, Besides::default());
             let place = |id: &str| index.entry(id).map(|entry| lock(&entry).place);
-            let adopted = adoption::adopt(&index.disk, &other, found, place, |loaded| match loaded
-                .entry
-                .place
-            {
-                Place::Dead => {
+            let enter = |loaded: Loaded| {
+                let is_dead = loaded.entry.place == Place::Dead;
+                let stored = index.enter(loaded);
+                if is_dead {
                     dead = dead.saturating_add(1);
-                    index.enter(loaded);
+                } else {
+                    taken(&stored);
+                    messages.push(stored);
                 }
-                _ => messages.push(index.enter(loaded)),
-            });
+            };
+            let adopted =
+                adoption::adopt(&index.disk, &other, found, place, enter, &mut besides);
+            let left = [Place::Messages, Place::Dead].map(|place| other.names(place));
+            let left = left.iter().flatten().map(Vec::len).sum();
             let prints = fingerprint::take(other.base()).unwrap_or_else(|error| {
                 let spool = directory.display();
                 tracing::warn!(%spool, %error, "fingerprints cannot be taken over: what was delivered may be again");
                 Vec::new()
             });
-            Ok(Adopted { messages, dead, prints, failed: adopted.err() })
+            let Besides { known, aside } = besides;
+            Ok(Adopted { messages, dead, known, aside, left, prints, failed: adopted.err() })
         })
         .await
     }

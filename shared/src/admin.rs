@@ -22,7 +22,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 pub use client::{AskError, ask};
 pub use server::{Answers, Handler, serve};
 
-use self::queue::{Entry, Request, Summary};
+use self::queue::{Adopted, Entry, Request, Summary};
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "admin.sock";
@@ -64,6 +64,8 @@ pub enum Answer {
     Octets(#[serde(with = "base64_text")] Vec<u8>),
     /// What there is in all.
     Summary(Box<Summary>),
+    /// What was adopted.
+    Adopted(Adopted),
     /// All is said: so many messages were changed, or shown.
     Done(u64),
     /// No, and nothing follows.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use mx_gateway::admin::{Change, Queue, open};
-use shared::admin::queue::{Entry, Filter, Place, Selector, Summary};
+use shared::admin::queue::{Adopted, Entry, Filter, Place, Selector, Summary};
 use shared::admin::{Answers, Refusal};
 use shared::lifecycle::Lifecycle;
 
@@ -25,8 +25,8 @@ pub struct Kept {
 pub struct Queued {
     messages: Mutex<Vec<Kept>>,
     changes: Mutex<Vec<(Change, Selector, String)>>,
-    /// A spool with so many messages that it adopts; another one is refused.
-    adopts: Option<u64>,
+    /// What it adopts, whatever it is told to; `None`: that is refused.
+    adopts: Option<Adopted>,
 }
 
 impl Queued {
@@ -35,9 +35,9 @@ impl Queued {
         Arc::new(Self { messages: messages.into(), ..Self::default() })
     }
 
-    /// One that adopts whatever spool it is told to, which has so many messages.
-    pub fn that_adopts(messages: u64) -> Arc<Self> {
-        Arc::new(Self { adopts: Some(messages), ..Self::default() })
+    /// One that adopts whatever spool it is told to, in which there is this.
+    pub fn that_adopts(adopted: Adopted) -> Arc<Self> {
+        Arc::new(Self { adopts: Some(adopted), ..Self::default() })
     }
 
     /// Serves at the admin socket in this directory.
@@ -137,8 +137,8 @@ impl Queue for Queued {
         Ok(changed)
     }
 
-    async fn adopt(&self, directory: &Path) -> Result<u64, Refusal> {
-        self.adopts.ok_or_else(|| Refusal::NotAdopted {
+    async fn adopt(self: &Arc<Self>, directory: &Path) -> Result<Adopted, Refusal> {
+        self.adopts.clone().ok_or_else(|| Refusal::NotAdopted {
             directory: directory.display().to_string(),
             why: "this process has handed over".to_owned(),
         })

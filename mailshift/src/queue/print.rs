@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use humantime_serde::re::humantime;
 use serde::Serialize;
-use shared::admin::queue::{Entry, Place, Recipient, Summary};
+use shared::admin::queue::{Adopted, Entry, Place, Recipient, Summary};
 
 /// Many messages.
 #[derive(Debug, Default)]
@@ -144,6 +144,33 @@ pub(super) fn summary(out: &mut impl Write, process: &str, summary: &Summary) ->
     }
     if let Some(why) = &summary.unhealthy {
         writeln!(out, "    nothing new is kept here: {}", tame(why))?;
+    }
+    Ok(())
+}
+
+/// What a process took of another spool.
+pub(super) fn adopted(
+    out: &mut impl Write,
+    process: &str,
+    directory: &str,
+    adopted: &Adopted,
+) -> io::Result<()> {
+    let Adopted { messages: count, recipients, dead, known, corrupt, .. } = *adopted;
+    let (whose, directory) = (messages(count), tame(directory));
+    if count > 0 {
+        let to = if recipients == 1 { "1 recipient" } else { &format!("{recipients} recipients") };
+        writeln!(out, "{whose} of {directory} adopted, for {to}; delivery begins at once")?;
+    } else {
+        writeln!(out, "nothing of {directory} waits to be delivered")?;
+    }
+    if dead > 0 {
+        writeln!(out, "    {dead} dead letters: `mailshift queue dead list` shows them")?;
+    }
+    if known > 0 {
+        writeln!(out, "    {known} were here already, and are not delivered twice")?;
+    }
+    if corrupt > 0 {
+        writeln!(out, "    {corrupt} files are set aside in corrupt/ of {process}: look at them")?;
     }
     Ok(())
 }

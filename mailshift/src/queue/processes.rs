@@ -52,13 +52,18 @@ impl Processes {
     }
 
     /// Asks one process after the other until one carries it out.
-    pub(super) async fn ask_first(&self, call: &Call) -> anyhow::Result<u64> {
+    pub(super) async fn ask_first(
+        &self,
+        call: &Call,
+        mut each: impl FnMut(&str, Answer) -> io::Result<()>,
+    ) -> anyhow::Result<u64> {
         let mut refused = None;
         for directory in StateDir::candidates(&self.base, SERVICE) {
-            match ask(&directory, call, |_| Ok(())).await {
+            let process = name_of(&directory);
+            match ask(&directory, call, |answer| each(&process, answer)).await {
                 Ok(messages) => return Ok(messages),
                 Err(AskError::Refused(refusal)) => refused = refused.or(Some(refusal)),
-                Err(error) => not_running(&name_of(&directory), error)?,
+                Err(error) => not_running(&process, error)?,
             }
         }
         Err(refused.map_or_else(|| self.nobody(), anyhow::Error::from))

@@ -56,7 +56,14 @@ fn mail_that_a_node_has_left_is_shown_with_what_to_do() {
         let said = shift.says(&["node", "list"]);
         assert!(said.contains("stopped since 2001-01-01 00:00:00, seen"), "{said}");
         assert!(said.contains("spool: 12 messages since"), "{said}");
-        let said = shift.says(&["node", "forget", "b", "--service", "mx-gateway"]);
+        let forget = ["node", "forget", "b", "--service", "mx-gateway"];
+        let complaint = shift.refuses(&forget);
+        assert!(complaint.contains("b/mx-gateway is not forgotten"), "{complaint}");
+        assert!(complaint.contains("12 messages are on its disk"), "{complaint}");
+        assert!(complaint.contains("queue adopt") && complaint.contains("--anyway"), "{complaint}");
+        let forgotten = format!("SELECT count(*) FROM {nodes}nodes WHERE forgotten");
+        assert_eq!(stage.sql(&forgotten), "0");
+        let said = shift.says(&[&forget[..], &["--anyway"]].concat());
         assert!(said.starts_with(&format!("b/mx-gateway is forgotten\n{left}")), "{said}");
         assert!(shift.says(&["node", "list"]).contains(left), "it stays true");
     });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mx_gateway::admin::Change;
-use shared::admin::queue::{Entry, Place as Where, Recipient, Selector, State};
+use shared::admin::queue::{Adopted, Entry, Place as Where, Recipient, Selector, State};
 use shared::lifecycle::Lifecycle;
 use tests::kept::{Kept, Queued};
 use tests::place::Place;
@@ -285,10 +285,30 @@ fn a_spool_is_adopted_by_the_first_process_that_can() {
     let adopt = ["adopt", other.to_str().unwrap()];
     let complaint = host.refuses(&adopt);
     assert!(complaint.contains("has handed over"), "{complaint}");
-    host.process("mx-gateway.2", &Queued::that_adopts(7));
+    let all = Adopted { messages: 7, recipients: 9, known: 1, corrupt: 2, ..Adopted::default() };
+    host.process("mx-gateway.2", &Queued::that_adopts(all));
     let said = host.says(&adopt);
-    assert!(said.starts_with("7 messages of /") && said.contains("adopted"), "{said}");
+    assert!(said.starts_with("7 messages of /") && said.contains("adopted, for 9 rec"), "{said}");
+    assert!(said.contains("1 were here already") && said.contains("2 files"), "{said}");
+    let said = host.says(&[&adopt[..], &["--json"]].concat());
+    assert!(said.contains(r#""messages":7"#) && said.contains("mx-gateway.2"), "{said}");
     assert!(host.refuses(&["adopt", "/no/such/place"]).contains("/no/such/place"));
+}
+
+#[test]
+fn an_adoption_that_left_something_behind_is_no_success() {
+    let left = Adopted { messages: 1, recipients: 1, left: 3, ..Adopted::default() };
+    let failed = Some("cannot read it".to_owned());
+    for (adopted, why) in [
+        (left.clone(), "3, which cannot be read"),
+        (Adopted { failed, ..left }, "3 (cannot read it)"),
+    ] {
+        let host = Host::new();
+        host.process("mx-gateway", &Queued::that_adopts(adopted));
+        let other = host.directory("elsewhere");
+        let complaint = host.refuses(&["adopt", other.to_str().unwrap()]);
+        assert!(complaint.contains(why) && complaint.contains("once more"), "{complaint}");
+    }
 }
 
 #[test]

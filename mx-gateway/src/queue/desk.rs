@@ -1,19 +1,26 @@
 //! What operators see and change of the queue (`mailshift queue`, SPL-7).
 
+use std::io::ErrorKind;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use shared::admin::queue::{self as told, Entry, Filter, Place, Selector, Summary};
+use shared::admin::queue::{self as told, Adopted, Entry, Filter, Place, Selector, Summary};
 use shared::admin::{Answers, Refusal};
 use shared::ownership::{self, Name};
 use shared::smtp::path::ReversePath;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::index::Id;
 use super::{Queue, seconds};
 use crate::admin::{self, Change};
 use crate::spool::{
-    Fate, Health, Progress, Recipient, Record, Route, SpoolError, State as Stage, Stored,
+    self, Fate, Health, Progress, Recipient, Record, Route, SpoolError, State as Stage, Stored,
 };
+
+/// How long an operator waits for the end of an adoption: less than a command waits for an answer.
+const ADOPTED_WITHIN: Duration = Duration::from_mins(8);
 
 impl admin::Queue for Queue {
     async fn list(
@@ -117,7 +124,7 @@ impl admin::Queue for Queue {
         Ok(changed)
     }
 
-    async fn adopt(&self, directory: &Path) -> Result<u64, Refusal> {
+    async fn adopt(self: &Arc<Self>, directory: &Path) -> Result<Adopted, Refusal> {
         let refused =
             |why: String| Refusal::NotAdopted { directory: directory.display().to_string(), why };
         if self.lifecycle.draining().is_cancelled() {
@@ -125,8 +132,52 @@ impl admin::Queue for Queue {
         }
         let spool = directory.join("spool");
         let spool = if spool.is_dir() { spool } else { directory.to_owned() };
-        self.take_over(&spool).await.map_err(|error| refused(error.to_string()))
+        let (done, adopted) = oneshot::channel();
+        let queue = Arc::clone(self);
+        self.lifecycle.spawn("adoption", async move {
+            // Whoever asked may have gone.
+            let _ = done.send(queue.take_over(&spool).await);
+        });
+        match timeout(ADOPTED_WITHIN, adopted).await {
+            Ok(Ok(adopted)) => adopted.map_err(|error| refused(not_adopted(&error, directory))),
+            Ok(Err(_)) => Err(failed("it broke off; the log says why")),
+            Err(_) => Err(failed(
+                "it is still being taken over, and that goes on: `mailshift queue summary` shows how far it \
+                 is, and the log (\"a spool was taken over\") when it is done",
+            )),
+        }
     }
+}
+
+/// Why nothing of another spool was adopted, and what helps.
+fn not_adopted(error: &SpoolError, directory: &Path) -> String {
+    let what = match error {
+        SpoolError::InUse(_) => "that one delivers what is in it, unless it is stopped",
+        SpoolError::Disk { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+            let (user, group) = (user.as_raw(), group.as_raw());
+            return format!(
+                "{error}; all of it must be the service's own: chown -R {user}:{group} {} (and the service must \
+                 be let into the directories above it)",
+                directory.display()
+            );
+        }
+        SpoolError::Disk { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
+            "the service cannot write there (ProtectSystem= of its unit allows its state directory alone): copy \
+             it into that, beside the service's own, and adopt the copy"
+        }
+        SpoolError::Disk { .. }
+        | SpoolError::NoSpool(_)
+        | SpoolError::Ours(_)
+        | SpoolError::Unhealthy(_)
+        | SpoolError::Unknown(_)
+        | SpoolError::Id(_)
+        | SpoolError::Value(_)
+        | SpoolError::Damaged { .. }
+        | SpoolError::Body(_)
+        | SpoolError::Ended => return error.to_string(),
+    };
+    format!("{error}; {what}")
 }
 
 impl Queue {
@@ -283,30 +334,50 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes over the messages of a spool whose process has ended; how many.
-    pub(super) async fn take_over(&self, spool: &Path) -> Result<u64, SpoolError> {
-        let adopted = self.spool.adopt(spool).await?;
-        for stored in &adopted.messages {
-            self.enter(stored);
-        }
+    /// Takes over the messages of a spool whose process has ended. Delivery of each begins at once.
+    pub(super) async fn take_over(self: &Arc<Self>, spool: &Path) -> Result<Adopted, SpoolError> {
+        let queue = Arc::clone(self);
+        let taken = move |stored: &Stored| {
+            queue.enter(stored);
+            queue.wake.notify_one();
+        };
+        let adopted = self.spool.adopt(spool, taken).await?;
         self.fingerprints.adopt(&adopted.prints);
         if !adopted.prints.is_empty() {
             let count = adopted.prints.len();
             tracing::info!(spool = %spool.display(), count, "fingerprints were taken over");
         }
-        let (messages, dead) = (adopted.messages.len(), adopted.dead);
-        if let Some(error) = adopted.failed {
-            tracing::error!(spool = %spool.display(), %error, "only a part of a spool was taken over");
+        let left = adopted.left;
+        if let Some(error) = &adopted.failed {
+            tracing::error!(spool = %spool.display(), %error, left, "only a part of a spool was taken over");
+        } else if left > 0 {
+            tracing::error!(spool = %spool.display(), left, "files of a spool cannot be read and were left there");
         } else if let Some(id) =
             spool.parent().and_then(|state| std::fs::read_to_string(state.join("id")).ok())
         {
             self.ownership.spool().adopted(id.trim());
         }
-        if messages > 0 || dead > 0 {
-            tracing::info!(spool = %spool.display(), messages, dead, "a spool was taken over");
+        let told = told(&adopted);
+        let Adopted { messages, recipients, dead, known, corrupt, .. } = told;
+        if [messages, dead, known, corrupt].iter().any(|count| *count > 0) {
+            tracing::info!(spool = %spool.display(), messages, recipients, dead, known, corrupt,
+                "a spool was taken over");
         }
-        self.wake.notify_one();
-        Ok(wide(messages.saturating_add(dead)))
+        Ok(told)
+    }
+}
+
+/// What came of another spool, as it is told.
+fn told(adopted: &spool::Adopted) -> Adopted {
+    let recipients = adopted.messages.iter().flat_map(|stored| &stored.recipients);
+    Adopted {
+        messages: wide(adopted.messages.len()),
+        recipients: wide(recipients.filter(|recipient| recipient.state.is_open()).count()),
+        dead: wide(adopted.dead),
+        known: wide(adopted.known),
+        corrupt: wide(adopted.aside),
+        left: wide(adopted.left),
+        failed: adopted.failed.as_ref().map(SpoolError::to_string),
     }
 }
 

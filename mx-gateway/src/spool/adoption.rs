@@ -14,8 +14,17 @@ use super::error::SpoolError;
 use super::file::{CHUNK, Loaded};
 use super::recovery::Found;
 
-/// Moves everything in `other` to `ours`, and tells `each` of it. `place_here` says where the message of an
-/// id stands here.
+/// What was not taken as a message.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Besides {
+    /// Messages that were here already.
+    pub known: usize,
+    /// Files that were moved to `corrupt/` here.
+    pub aside: usize,
+}
+
+/// Moves everything in `other` to `ours`, tells `each` of every message, and counts in `besides` what is none
+/// that is new. `place_here` says where the message of an id stands here.
 ///
 /// # Errors
 ///
@@ -26,6 +35,7 @@ pub(super) fn adopt(
     found: Found,
     place_here: impl Fn(&str) -> Option<Place>,
     mut each: impl FnMut(Loaded),
+    besides: &mut Besides,
 ) -> Result<(), SpoolError> {
     for loaded in found.messages.into_iter().chain(found.dead) {
         let (id, place) = (loaded.stored.id(), loaded.entry.place);
@@ -38,9 +48,11 @@ pub(super) fn adopt(
             Some(here) if is_beginning(&there, &ours.path(here, id)).unwrap_or(false) => {
                 tracing::info!(id, "a message was adopted before: what is known of it here counts");
                 other.remove(id, place)?;
+                besides.known = besides.known.saturating_add(1);
             }
             Some(_) => {
                 let aside = bring_aside(ours, (other, place, id))?;
+                besides.aside = besides.aside.saturating_add(1);
                 tracing::error!(id, path = %aside.display(),
                     "a message is in both spools, and something happened to it in the other one since: that \
                      one was set aside; it is delivered from here");
@@ -49,6 +61,7 @@ pub(super) fn adopt(
     }
     for name in other.names(Place::Corrupt)? {
         bring_aside(ours, (other, Place::Corrupt, &name))?;
+        besides.aside = besides.aside.saturating_add(1);
     }
     Ok(())
 }
@@ -73,6 +86,15 @@ fn bring(
         Err(error) if error.kind() == ErrorKind::CrossesDevices => {
             copy(ours, &old, to, new_name)?;
             other.remove(name, from)
+        }
+        Err(source)
+            if matches!(
+                source.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            // Nothing is known by that of our own disk.
+            Err(SpoolError::Disk { doing: "adopt", path: old, source })
         }
         moved => {
             ours.noted("adopt", &old, moved)?;

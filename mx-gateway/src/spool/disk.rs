@@ -11,10 +11,13 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use super::error::SpoolError;
 use super::format;
@@ -114,13 +117,40 @@ impl Disk {
         Self::lock(base, sync)
     }
 
-    /// Locks the directories of a spool that is there.
-    pub(super) fn open_existing(base: &Path, sync: Sync) -> Result<Self, SpoolError> {
-        if base.join(Place::Messages.directory()).is_dir() {
-            Self::open(base, sync)
-        } else {
-            Err(SpoolError::NoSpool(base.to_owned()))
+    /// Locks the directories of another spool, all of which this process may move and change.
+    pub(super) fn open_other(&self, base: &Path) -> Result<Self, SpoolError> {
+        let path = base.join(Place::Messages.directory());
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => {}
+            Err(source)
+                if !matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return Err(SpoolError::Disk { doing: "look at", path, source });
+            }
+            Ok(_) | Err(_) => return Err(SpoolError::NoSpool(base.to_owned())),
         }
+        let place = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+        if place(base) == place(&self.base) {
+            return Err(SpoolError::Ours(base.to_owned()));
+        }
+        let other = Self::open(base, self.syncing())?;
+        other.require_access()?;
+        Ok(other)
+    }
+
+    /// A file that was copied here may be another user's. In our spool it could be read and not be written to,
+    /// which would look like a broken disk.
+    fn require_access(&self) -> Result<(), SpoolError> {
+        let file = Access::READ_OK | Access::WRITE_OK;
+        require(&self.base, file | Access::EXEC_OK)?;
+        for place in Place::ALL {
+            let directory = self.base.join(place.directory());
+            require(&directory, file | Access::EXEC_OK)?;
+            for name in self.names(place)? {
+                require(&directory.join(name), file)?;
+            }
+        }
+        Ok(())
     }
 
     fn lock(base: &Path, sync: Sync) -> Result<Self, SpoolError> {
@@ -278,6 +308,17 @@ impl Disk {
         self.pending.fetch_add(octets, Ordering::Relaxed);
         let (disk, reserved) = (Arc::clone(self), octets);
         Ok(Draft { disk, file, path, crc: 0, octets: 0, reserved, finished: false })
+    }
+}
+
+/// This process's user may do that with a file, if it is there.
+fn require(path: &Path, wanted: Access) -> Result<(), SpoolError> {
+    match rustix::fs::access(path, wanted) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => {
+            let (path, source) = (path.to_owned(), errno.into());
+            Err(SpoolError::Disk { doing: "change", path, source })
+        }
     }
 }
 

@@ -13,8 +13,14 @@ pub enum SpoolError {
     #[error("the spool {} is in use by another process", .0.display())]
     InUse(PathBuf),
     /// There is no spool in the directory.
-    #[error("{} is no spool", .0.display())]
+    #[error(
+        "{} is no spool: name a state directory (spool/ is in it), or a spool (messages/ is in it)",
+        .0.display()
+    )]
     NoSpool(PathBuf),
+    /// It is the one into which it would be taken.
+    #[error("{} is the spool of this process itself", .0.display())]
+    Ours(PathBuf),
     /// The disk failed. What was to be kept is not.
     #[error("cannot {doing} {}: {source}", path.display())]
     Disk {
@@ -61,6 +67,7 @@ impl SpoolError {
             Self::Unhealthy(trouble) => Some(trouble.fault),
             Self::InUse(_)
             | Self::NoSpool(_)
+            | Self::Ours(_)
             | Self::Unknown(_)
             | Self::Id(_)
             | Self::Value(_)

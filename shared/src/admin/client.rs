@@ -78,7 +78,10 @@ pub async fn ask(
         match serde_json::from_slice(&heard).map_err(|_| AskError::NotUnderstood)? {
             Answer::Done(messages) => return Ok(messages),
             Answer::Refused(refusal) => return Err(refusal.into()),
-            answer @ (Answer::Entry(_) | Answer::Octets(_) | Answer::Summary(_)) => each(answer)?,
+            answer @ (Answer::Entry(_)
+            | Answer::Octets(_)
+            | Answer::Summary(_)
+            | Answer::Adopted(_)) => each(answer)?,
         }
     }
 }

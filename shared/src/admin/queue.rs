@@ -197,6 +197,26 @@ pub struct Summary {
     pub unhealthy: Option<String>,
 }
 
+/// What came of another spool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Adopted {
+    /// Messages that are to be delivered.
+    pub messages: u64,
+    /// Their recipients who have not got them yet.
+    pub recipients: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Messages that were here already: they are not taken twice.
+    pub known: u64,
+    /// Files that were set aside here, since they cannot be read as messages.
+    pub corrupt: u64,
+    /// Files that are still there, in the other spool.
+    pub left: u64,
+    /// Why not everything was taken; `None`: nothing failed.
+    pub failed: Option<String>,
+}
+
 impl Request {
     /// It changes something: it is logged with its caller.
     pub fn changes(&self) -> bool {

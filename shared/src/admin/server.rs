@@ -10,7 +10,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::queue::{Entry, Summary};
+use super::queue::{Adopted, Entry, Summary};
 use super::{
     ANSWERED_WITHIN, ASKED_WITHIN, Answer, Call, MAX_COMMANDS, MAX_PIECE, MAX_REQUEST, Refusal,
     TAKEN_WITHIN, line,
@@ -54,6 +54,15 @@ impl Answers {
     /// [`Refusal::Gone`].
     pub async fn summary(&mut self, summary: Summary) -> Result<(), Refusal> {
         self.say(&Answer::Summary(Box::new(summary))).await
+    }
+
+    /// Says what was adopted.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Gone`].
+    pub async fn adopted(&mut self, adopted: Adopted) -> Result<(), Refusal> {
+        self.say(&Answer::Adopted(adopted)).await
     }
 
     /// Says more of a message, however much that is.

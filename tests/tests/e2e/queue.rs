@@ -3,18 +3,22 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tests::lab::Lab;
 use tests::node::{Node, binary};
 use tests::patience::until;
 use tests::smtp::{self, message};
 use tests::table::Engine;
+use tests::user::User;
 
 use crate::{ANN, BOB};
 
 tests::in_both! {
     mail_for_a_held_account_is_in_the_queue_until_the_hold_ends,
     mail_that_waits_survives_a_crash,
+    mail_of_a_lost_node_is_adopted_from_a_copy_of_its_disk_and_delivered_once,
 }
 
 /// What `mailshift queue` says, an object for each line.
@@ -84,6 +88,81 @@ async fn mail_that_waits_survives_a_crash(engine: Engine) {
         .unwrap();
     until("both are delivered", || (lab.new.inbox(ANN).len() == 2).then_some(())).await.unwrap();
     assert!(lab.old.inbox(ANN).is_empty());
+}
+
+/// A copy of a node's state, made as an operator makes it.
+fn copied(state: &Path, name: &str) -> Result<PathBuf> {
+    let copy = state.with_file_name(name);
+    let status = Command::new("cp").arg("-a").arg(state).arg(&copy).status()?;
+    ensure!(status.success(), "cp -a {} {}: {status}", state.display(), copy.display());
+    Ok(copy)
+}
+
+async fn mail_of_a_lost_node_is_adopted_from_a_copy_of_its_disk_and_delivered_once(engine: Engine) {
+    let lab = Lab::start(engine).await.unwrap();
+    let (mut lost, node) = (lab.node("node1").await.unwrap(), lab.node("node2").await.unwrap());
+    lab.table.mailshift(&["hold", ANN, "--for", "10m"]).unwrap();
+    lab.table.settled(ANN).await.unwrap();
+    for subject in ["one", "two"] {
+        assert_eq!(lost.send(ANN, subject).await.unwrap().code, 250);
+    }
+    let state = lost.directory().join("state/mx-gateway");
+    let adopt = |directory: &Path| queue(&node, &["adopt", directory.to_str().unwrap()]);
+    let alive = adopt(&state).unwrap_err().to_string();
+    assert!(alive.contains("in use by another process"), "{alive}");
+    lost.crash().unwrap();
+    let (disk, again) = (copied(&state, "disk").unwrap(), copied(&state, "again").unwrap());
+    std::fs::write(disk.join("spool/messages/broken"), "what a disk has made of it").unwrap();
+
+    let taken = |adopted: &[Value]| {
+        ["messages", "recipients", "known", "corrupt", "left"].map(|what| adopted[0][what].as_u64())
+    };
+    let some = |counts: [u64; 5]| counts.map(Some);
+    assert_eq!(taken(&adopt(&disk).unwrap()), some([2, 2, 0, 1, 0]));
+    assert_eq!(taken(&adopt(&disk).unwrap()), some([0; 5]), "once");
+    assert_eq!(taken(&adopt(&again).unwrap()), some([0, 0, 2, 0, 0]), "by its name it is the same");
+    let own = adopt(&node.directory().join("state/mx-gateway")).unwrap_err().to_string();
+    assert!(own.contains("the spool of this process itself"), "{own}");
+    let none = adopt(node.directory()).unwrap_err().to_string();
+    assert!(none.contains("is no spool"), "{none}");
+
+    assert_eq!(queue(&node, &["summary"]).unwrap()[0]["corrupt"], 1);
+    lab.table
+        .sql(&format!("UPDATE accounts SET state = 'active' WHERE account = '{ANN}'"))
+        .unwrap();
+    until("both have left the queue", || {
+        queue(&node, &["list"]).is_ok_and(|listed| listed.is_empty()).then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(lab.old.inbox(ANN).len(), 2);
+    assert!(lab.new.inbox(ANN).is_empty());
+}
+
+/// Root's copy is what an operator has at first. Nothing of it is moved, and the node goes on keeping mail.
+#[tokio::test]
+async fn a_copy_that_is_not_the_services_own_is_refused_with_what_to_do() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let user = User::named("nobody").unwrap();
+    let lab = Lab::start_for(user).await.unwrap();
+    let mut options = lab.options("node1");
+    options.run_as = Some(user);
+    let mut node = Node::start(&options, &lab.ca).await.unwrap();
+    lab.table.mailshift(&["hold", ANN, "--for", "10m"]).unwrap();
+    lab.table.settled(ANN).await.unwrap();
+    assert_eq!(node.send(ANN, "one").await.unwrap().code, 250);
+    node.crash().unwrap();
+    let copy = copied(&node.directory().join("state/mx-gateway"), "copy").unwrap();
+    let file = std::fs::read_dir(copy.join("spool/messages")).unwrap().next().unwrap().unwrap();
+    chown(file.path(), Some(0), Some(0)).unwrap();
+    node.resume().await.unwrap();
+    let complaint = queue(&node, &["adopt", copy.to_str().unwrap()]).unwrap_err().to_string();
+    assert!(complaint.contains("Permission denied"), "{complaint}");
+    assert!(complaint.contains(&format!("chown -R {}:", user.uid)), "{complaint}");
+    assert!(file.path().exists());
+    assert_eq!(node.send(ANN, "two").await.unwrap().code, 250);
 }
 
 #[tokio::test]

@@ -46,12 +46,12 @@ async fn all_that_a_dead_process_left_is_adopted_and_none_of_a_living_one() {
     leave(there.path()).await;
     let (alive, _) = open(there.path()).await;
     let (spool, _) = open(here.path()).await;
-    let refused = spool.adopt(there.path()).await;
+    let refused = spool.adopt(there.path(), |_| ()).await;
     assert!(matches!(refused, Err(SpoolError::InUse(_))), "{refused:?}");
-    let refused = spool.adopt(here.path()).await;
-    assert!(matches!(refused, Err(SpoolError::InUse(_))), "nor itself: {refused:?}");
+    let refused = spool.adopt(here.path(), |_| ()).await;
+    assert!(matches!(refused, Err(SpoolError::Ours(_))), "nor itself: {refused:?}");
     drop(alive);
-    let adopted = spool.adopt(there.path()).await.unwrap();
+    let adopted = spool.adopt(there.path(), |_| ()).await.unwrap();
     assert!(adopted.failed.is_none(), "{adopted:?}");
     assert_eq!((adopted.messages.len(), adopted.dead), (3, 1));
     // They are messages like all others.
@@ -68,7 +68,7 @@ async fn a_directory_without_a_spool_is_not_made_one() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (spool, _) = open(here.path()).await;
     for path in [there.path().to_owned(), there.path().join("none")] {
-        let refused = spool.adopt(&path).await;
+        let refused = spool.adopt(&path, |_| ()).await;
         assert!(matches!(refused, Err(SpoolError::NoSpool(_))), "{refused:?}");
     }
     assert_eq!(fs::read_dir(there.path()).unwrap().count(), 0);
@@ -101,7 +101,7 @@ async fn a_spool_on_another_file_system_is_copied_and_then_removed() {
     let moved = fs::rename(there.path().join("lock"), here.path().join("lock"));
     assert_eq!(moved.unwrap_err().kind(), std::io::ErrorKind::CrossesDevices);
     let (spool, _) = open(here.path()).await;
-    let adopted = spool.adopt(there.path()).await.unwrap();
+    let adopted = spool.adopt(there.path(), |_| ()).await.unwrap();
     assert_eq!((adopted.messages.len(), adopted.dead), (3, 1));
     drop(spool);
     all_is_here(here.path(), there.path()).await;
@@ -120,7 +120,7 @@ async fn an_adoption_that_ends_at_any_step_loses_nothing_and_is_gone_on_with() {
             let failing = super::sick::Failing::with(rustix::io::Errno::IO);
             let (spool, _) = failing.open(here.path()).await;
             failing.after(good);
-            let adopted = spool.adopt(there).await;
+            let adopted = spool.adopt(there, |_| ()).await;
             drop(spool);
             let done = matches!(&adopted, Ok(adopted) if adopted.failed.is_none());
             for id in MESSAGES {
@@ -128,7 +128,7 @@ async fn an_adoption_that_ends_at_any_step_loses_nothing_and_is_gone_on_with() {
                 assert!(is_in(here.path()) || is_in(there), "{id} after {good} syncs");
             }
             let (spool, found) = open(here.path()).await;
-            let again = spool.adopt(there).await.unwrap();
+            let again = spool.adopt(there, |_| ()).await.unwrap();
             assert!(again.failed.is_none(), "{again:?}");
             assert_eq!(found.len() + again.messages.len(), 3, "after {good} syncs");
             drop(spool);
@@ -150,7 +150,7 @@ async fn a_message_in_both_spools_is_one_message_as_it_is_known_here() {
     let (spool, found) = open(here.path()).await;
     assert_eq!(found.len(), 1);
     spool.append("one", &[delivered(0)], true).await.unwrap();
-    let adopted = spool.adopt(there.path()).await.unwrap();
+    let adopted = spool.adopt(there.path(), |_| ()).await.unwrap();
     let ids: Vec<&str> = adopted.messages.iter().map(Stored::id).collect();
     assert_eq!(ids, ["tri", "two"]);
     assert_eq!(spool.read("one").await.unwrap().recipients[0].state, State::Delivered);
@@ -167,7 +167,7 @@ async fn what_happened_to_it_in_the_other_spool_since_is_set_aside() {
     fs::copy(there.path().join("messages/one"), here.path().join("messages/one")).unwrap();
     fs::write(there.path().join("messages/one"), file("one", &[delivered(1)]).0).unwrap();
     let (spool, _) = open(here.path()).await;
-    let adopted = spool.adopt(there.path()).await.unwrap();
+    let adopted = spool.adopt(there.path(), |_| ()).await.unwrap();
     assert_eq!(adopted.messages.len(), 2);
     assert_eq!(names(here.path(), "corrupt"), ["bad", "one"]);
     assert_eq!(spool.read("one").await.unwrap().recipients, two());

@@ -85,6 +85,18 @@ pub enum NodeError {
         /// When it will serve nothing any more.
         until: String,
     },
+    /// What is on its disk would be forgotten with it.
+    #[error(
+        "{name} is not forgotten: it said last that {spooled} messages are on its disk, and nobody else delivers \
+         them\n  Start it again, or bring its state directory to another node, and there: mailshift queue adopt \
+         DIRECTORY\n  If that mail is lost or was adopted already: mailshift node forget --anyway"
+    )]
+    LeavesMail {
+        /// Node and service.
+        name: String,
+        /// Messages.
+        spooled: i64,
+    },
 }
 
 impl Table {
@@ -108,15 +120,16 @@ impl Table {
     }
 
     /// Gives up a node that does not come back: all of its services, or the one that is named. Its next start
-    /// clears this. Returns what was forgotten.
+    /// clears this. Returns what was forgotten. One with mail on its disk is only forgotten `anyway`.
     ///
     /// # Errors
     ///
-    /// No such node, or one whose lease runs.
+    /// No such node, one whose lease runs, or one that leaves mail behind.
     pub async fn forget(
         &self,
         node: &str,
         service: Option<&str>,
+        anyway: bool,
     ) -> Result<Vec<NodeLine>, TableError> {
         match self {
             Self::Postgres(pool) => {
@@ -125,6 +138,7 @@ impl Table {
                 let list = sqlx::query_as(POSTGRES_LIST).bind(node).bind(service);
                 let found = list.fetch_all(&mut *transaction).await?;
                 require_lapsed(node, &found)?;
+                require_no_mail(&found, anyway)?;
                 let forget = sqlx::query(POSTGRES_FORGET).bind(node).bind(service);
                 forget.execute(&mut *transaction).await?;
                 transaction.commit().await?;
@@ -135,6 +149,7 @@ impl Table {
                 let list = sqlx::query_as(SQLITE_LIST).bind(node).bind(service);
                 let found = list.fetch_all(&mut *transaction).await?;
                 require_lapsed(node, &found)?;
+                require_no_mail(&found, anyway)?;
                 let forget = sqlx::query(SQLITE_FORGET).bind(node).bind(service);
                 forget.execute(&mut *transaction).await?;
                 transaction.commit().await?;
@@ -153,6 +168,17 @@ fn require_lapsed(node: &str, found: &[NodeLine]) -> Result<(), NodeError> {
         Some(alive) => Err(NodeError::Alive {
             name: format!("{}/{}", alive.node, alive.service),
             until: alive.lease_until.get(..19).unwrap_or(&alive.lease_until).to_owned(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Whoever gives a node up should not learn afterwards that mail was on its disk.
+fn require_no_mail(found: &[NodeLine], anyway: bool) -> Result<(), NodeError> {
+    match found.iter().find(|line| line.spooled > 0 && !anyway) {
+        Some(line) => Err(NodeError::LeavesMail {
+            name: format!("{}/{}", line.node, line.service),
+            spooled: line.spooled,
         }),
         None => Ok(()),
     }
