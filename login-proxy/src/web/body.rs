@@ -78,6 +78,31 @@ impl Spliced {
         Ok(())
     }
 
+    /// Takes what has arrived, and waits for nothing.
+    pub(super) async fn take_what_is_there(&mut self) -> Result<(), Cut> {
+        let mut read = Vec::from(std::mem::take(&mut self.first));
+        let taken = std::future::poll_fn(|cx| {
+            while let Some(rest) = &mut self.rest {
+                match Pin::new(rest).poll_frame(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(None) => self.rest = None,
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Cut::Broken)),
+                    Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) => read.extend_from_slice(&data),
+                        Err(frame) => self.trailers = frame.into_trailers().ok(),
+                    },
+                }
+                if self.is_complete() {
+                    break;
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        let taken = taken.await;
+        self.first = read.into();
+        taken
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if !self.first.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))));
@@ -96,7 +121,7 @@ impl Spliced {
         self.first.is_empty() && self.is_complete() && self.trailers.is_none()
     }
 
-    fn size_hint(&self) -> SizeHint {
+    pub(super) fn size_hint(&self) -> SizeHint {
         let first = u64::try_from(self.first.len()).unwrap_or(u64::MAX);
         let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint);
         let mut hint = SizeHint::new();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::header;
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use shared::backend::{Backend, BackendName};
 use shared::ownership::{self, Entered, Name, Owner, Registration, Work};
 use shared::web::{AccountSource, Action, NormalPath, Rule};
@@ -381,11 +381,6 @@ impl Exchange<'_> {
                 }
             }
             let place = Place::new(registration);
-            if !asked.response.body().is_end_stream() || endless {
-                let (cut, closed) = (asked.connection.cut(), asked.connection.closed());
-                let leaving = Arc::clone(&place).leave_when_moved(kick.another(), cut, closed);
-                cx.lifecycle.spawn_chore("http kick", leaving);
-            }
             let pool = self.pool(&owner.backend);
             let flight = self.flight(asked.connection, pool, &owner.backend, asked.progress, busy);
             let flight = Flight { place: Some(place), ..flight };

@@ -122,6 +122,17 @@ impl Flight {
         drop(self.busy);
     }
 
+    /// Has its place given back when its account has moved, whoever still holds the answer.
+    pub(super) fn leave_when_moved(&self, kick: &Kick) {
+        let (Some(place), Some(connection)) = (&self.place, &self.connection) else { return };
+        let leaving = Arc::clone(place).leave_when_moved(
+            kick.another(),
+            connection.cut(),
+            connection.closed(),
+        );
+        self.lifecycle.spawn_chore("http kick", leaving);
+    }
+
     /// What it had become has ended, and its connections are closed.
     pub(super) fn end(self, ended: &str, octets_in: u64, octets_out: u64) {
         self.record.write(octets_in, octets_out, ended);

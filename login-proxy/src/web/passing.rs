@@ -21,6 +21,9 @@ use super::urls::{rewrite_location, rewrite_session};
 /// Longest JSON that is read on its way, in octets.
 const MAX_JSON: usize = 256 * 1024;
 
+/// An answer of so many octets is passed on in one piece, if all of it is there.
+const SMALL: u64 = 16 * 1024;
+
 /// What may become of an answer.
 pub(super) struct Passing {
     /// It may be a WebSocket's beginning.
@@ -77,7 +80,21 @@ impl Passing {
         }
         self.look_at_location(exchange, &mut parts, &flight);
         let mut body = Spliced::whole(body);
-        if self.is_looked_at(exchange, &parts) {
+        // A small answer is nearly always there at once. Then nothing of it has to be watched.
+        let is_small = body.size_hint().exact().is_some_and(|octets| octets <= SMALL);
+        let looked_at = self.is_looked_at(exchange, &parts);
+        if is_small && !looked_at {
+            if let Err(cut) = body.take_what_is_there().await {
+                flight.crash(Some(cut));
+                return Err(Fault::BadGateway);
+            }
+            if body.is_complete() {
+                flight.note(body.first.len());
+                flight.land();
+                return Ok(Response::from_parts(parts, Answer::own(body.first)));
+            }
+        }
+        if looked_at {
             let patience = exchange.cx.rules.web.body_timeout;
             let read = tokio::select! {
                 read = body.read_ahead(MAX_JSON, patience) => read,
@@ -95,6 +112,7 @@ impl Passing {
                 self.look_at_json(exchange, &mut parts, &mut body, &flight);
             }
         }
+        flight.leave_when_moved(&kick);
         let patience = exchange.cx.rules.idle_timeout;
         Ok(Response::from_parts(parts, Answer::passed(body, kick, patience, flight)))
     }
