@@ -63,8 +63,6 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 /// How often a silent peer is asked whether it is there, in HTTP/2.
 const PING: Duration = Duration::from_mins(1);
-/// How long a connection that is to end may take for it.
-const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What every request of one listener works with.
 #[derive(Debug)]
@@ -287,19 +285,25 @@ async fn drive<C>(
     C: Future<Output = Result<(), hyper::Error>>,
 {
     let web = &cx.rules.web;
-    let mut ends: Option<Instant> = None;
+    let mut is_ending = false;
     loop {
-        let now = Instant::now();
+        // While something is in flight it is only looked whether it goes on.
         let idle_until = client.activity.idle_until(web.head_timeout, web.keepalive);
-        let look = match (ends, idle_until) {
-            (Some(ends), _) if idle_until.is_some() => ends,
-            (_, Some(idle)) => idle,
-            (_, None) => now + web.keepalive,
+        let until = match idle_until {
+            // What is said last may be under way still, for as long as somebody takes it.
+            Some(_) if is_ending => client.activity.stuck_at(web.body_timeout),
+            Some(idle) => Some(idle),
+            None => client.activity.stuck_at(cx.rules.idle_timeout),
         };
-        // By HTTP/2 a client can keep a stream from its window for ever, and answer pings.
-        let stuck = client.activity.stuck_at(cx.rules.idle_timeout);
-        if idle_until.is_none() && stuck.is_some_and(|stuck| stuck <= now) {
-            return;
+        let until = until.unwrap_or_else(|| Instant::now() + web.keepalive);
+        if until <= Instant::now() {
+            // By HTTP/2 a client can keep a stream from its window for ever, and answer pings.
+            if is_ending || idle_until.is_none() {
+                return;
+            }
+            say_goodbye(connection.as_mut());
+            is_ending = true;
+            continue;
         }
         tokio::select! {
             ended = connection.as_mut() => {
@@ -308,19 +312,12 @@ async fn drive<C>(
                 }
                 return;
             }
-            () = sleep_until(look) => {
-                if ends.is_some_and(|ends| ends <= Instant::now()) {
-                    return;
-                }
-                if idle_until.is_some_and(|until| until <= Instant::now()) && ends.is_none() {
-                    say_goodbye(connection.as_mut());
-                    ends = Instant::now().checked_add(GOODBYE);
-                }
-            }
-            () = cx.lifecycle.draining().cancelled(), if ends.is_none() => {
+            // Meanwhile something may have begun or ended.
+            () = sleep_until(until) => {}
+            () = cx.lifecycle.draining().cancelled(), if !is_ending => {
                 // What runs goes on; the next request is another process'.
                 say_goodbye(connection.as_mut());
-                ends = Instant::now().checked_add(GOODBYE);
+                is_ending = true;
             }
             () = cx.lifecycle.end().cancelled() => return,
         }

@@ -255,8 +255,11 @@ impl Body for Sent {
             this.gate = None;
         }
         match this.body.poll(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 this.waiting = None;
+                if let Some(trailers) = frame.trailers_mut() {
+                    super::head::strip_claims(trailers);
+                }
                 let octets = frame.data_ref().map_or(0, Bytes::len);
                 if this.progress.note(octets) > this.limit {
                     return Poll::Ready(Some(Err(this.progress.fail(Cut::TooLarge))));

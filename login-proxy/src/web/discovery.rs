@@ -28,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it is known whose a token is, and that it is nobody's.
 const KNOWN: Duration = Duration::from_mins(5);
 const UNKNOWN: Duration = Duration::from_secs(15);
+const TELL_EVERY: Duration = Duration::from_mins(1);
 /// Tokens that are remembered.
 const MAX_TOKENS: usize = 65_536;
 /// Longest answer that is read, in octets.
@@ -40,6 +41,8 @@ const NAMES: [&str; 3] = ["username", "email", "preferred_username"];
 pub(super) struct Discovery {
     hasher: RandomState,
     known: Mutex<HashMap<u64, Found>>,
+    /// When the log was last told that it is missed.
+    told: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Clone)]
@@ -66,10 +69,7 @@ impl Discovery {
         token: &Secret,
     ) -> Result<Option<Box<[u8]>>, Fault> {
         let Some(path) = &cx.rules.web.discovery else {
-            tracing::error!(
-                "a token names no account, so nobody knows which server it is for: set \
-                 names.token_claims, or login.web.discovery to have the backends asked"
-            );
+            self.complain();
             return Err(Fault::Misconfigured);
         };
         let key = self.hasher.hash_one(token.expose());
@@ -99,6 +99,19 @@ impl Discovery {
         }
         self.remember(key, name.clone());
         Ok(name)
+    }
+
+    /// Anybody can send such a token, as often as they like.
+    fn complain(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            return;
+        }
+        *told = Some(Instant::now());
+        tracing::error!(
+            "a token names no account, so nobody knows which server it is for: set \
+             names.token_claims, or login.web.discovery to have the backends asked"
+        );
     }
 
     fn recall(&self, key: u64) -> Option<Found> {

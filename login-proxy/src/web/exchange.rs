@@ -175,7 +175,8 @@ impl Exchange<'_> {
     fn name_client(&mut self, parts: &Parts) -> SocketAddr {
         let client = self.client;
         let trusted = self.cx.rules.is_trusted(client.address.ip());
-        let claimed = trusted.then(|| head::claimed_client(&parts.headers)).flatten();
+        let is_front = |ip| self.cx.rules.is_trusted(ip);
+        let claimed = trusted.then(|| head::claimed_client(&parts.headers, is_front)).flatten();
         let address = claimed.map_or(client.address, |ip| SocketAddr::new(ip, 0));
         let unnamed = (client.unnamed || trusted) && claimed.is_none();
         self.counted = (!unnamed).then(|| address.ip().to_canonical());
@@ -505,20 +506,13 @@ impl Exchange<'_> {
         error.fault()
     }
 
-    /// What the owner says of a password counts; a token that has run out is nobody's guess.
+    /// What the owner says of a password counts; a token that has run out is nobody's guess. A yes forgives
+    /// nothing, and proves no account: much of the web is there for everybody.
     async fn judge(&self, whom: &Whom, owner: &Owner, asked: &Asked) {
         let status = asked.response.status();
-        if status == StatusCode::UNAUTHORIZED {
-            if whom.by_password {
-                let why = "the backend said 401";
-                self.guessed(&whom.typed, whom.by, Guessed::Credentials, Some(owner), &why).await;
-            }
-        } else if status.is_success() || status.is_redirection() {
-            self.cx.ownership.note_served(owner);
-            if whom.by_password {
-                let (account, now) = (owner.account.as_bytes(), Instant::now().into_std());
-                self.cx.shared.guesses.forgive(self.counted, account, now);
-            }
+        if status == StatusCode::UNAUTHORIZED && whom.by_password {
+            let why = "the backend said 401";
+            self.guessed(&whom.typed, whom.by, Guessed::Credentials, Some(owner), &why).await;
         }
     }
 }

@@ -27,28 +27,50 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Fields by which a server may be told who the client is, or what it asked for: all are ours to say.
-const CLAIMS: [&str; 20] = [
+/// Fields by which a server may be told who the client is, or what it asked for: all are ours to say. So are
+/// those that begin with `x-forwarded`.
+const CLAIMS: [&str; 41] = [
+    "client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
     "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-forwarded-user",
-    "x-forwarded-email",
-    "x-real-ip",
+    "forwarded-for",
+    "front-end-https",
+    "proxy",
+    "remote-user",
+    "true-client-ip",
+    "wl-proxy-client-ip",
+    "x-auth-request-email",
+    "x-auth-request-user",
+    "x-authenticated-user",
+    "x-azure-clientip",
     "x-client-ip",
     "x-cluster-client-ip",
-    "true-client-ip",
-    "cf-connecting-ip",
-    "x-original-url",
-    "x-rewrite-url",
+    "x-envoy-external-address",
+    "x-host",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
     "x-original-host",
+    "x-original-url",
+    "x-originating-ip",
+    "x-real-ip",
+    "x-remote-addr",
+    "x-remote-host",
+    "x-remote-ip",
     "x-remote-user",
-    "remote-user",
     "x-request-id",
+    "x-rewrite-url",
+    "x-scheme",
+    "x-script-name",
+    "x-ssl-client-cert",
+    "x-ssl-client-verify",
+    "x-user",
+    "x-webobjects-remote-host",
+    "x-webobjects-remote-user",
+    "x-webobjects-server-name",
+    "x-webobjects-server-port",
+    "x-webobjects-server-url",
 ];
 
 /// What is wrong with a request's head.
@@ -128,7 +150,7 @@ pub(super) fn check(headers: &HeaderMap) -> Result<(), HeadError> {
         let name = name?;
         let known =
             ["keep-alive", "proxy-connection", "te", "upgrade", "http2-settings", "trailer"];
-        let of_the_client = name.starts_with("x-") && !CLAIMS.contains(&&*name);
+        let of_the_client = name.starts_with("x-") && !is_claim(&name);
         if !known.contains(&&*name) && !of_the_client {
             return Err(HeadError::ConnectionAbuse);
         }
@@ -172,17 +194,40 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Who a trusted front says that its client is: the first it names (RFC 7239 §5.2, or `X-Forwarded-For`).
-pub(super) fn claimed_client(headers: &HeaderMap) -> Option<IpAddr> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(forwarded) = text("forwarded") {
-        let first = forwarded.split(',').next()?;
-        return first.split(';').find_map(|pair| {
-            let (name, value) = pair.trim().split_once('=')?;
-            name.eq_ignore_ascii_case("for").then(|| node_address(value.trim_matches('"')))?
-        });
+/// Who a trusted front says that its client is (RFC 7239 §5.2, or `X-Forwarded-For`). Each front adds whom it
+/// saw at the end, and what stands before may be the client's own invention: so it is the last one that is
+/// no trusted front itself.
+pub(super) fn claimed_client(
+    headers: &HeaderMap,
+    is_front: impl Fn(IpAddr) -> bool,
+) -> Option<IpAddr> {
+    let lines = |name: &str| -> Vec<&str> {
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).map(str::trim).collect()
+    };
+    let forwarded = lines("forwarded");
+    let hops: Vec<Option<IpAddr>> = if forwarded.is_empty() {
+        lines("x-forwarded-for").into_iter().map(node_address).collect()
+    } else {
+        forwarded.into_iter().map(forwarded_for).collect()
+    };
+    let mut seen = None;
+    for hop in hops.into_iter().rev() {
+        // Behind one that cannot be read nothing is known.
+        let hop = hop?;
+        seen = Some(hop);
+        if !is_front(hop) {
+            break;
+        }
     }
-    node_address(text("x-forwarded-for")?.split(',').next()?.trim())
+    seen
+}
+
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    element.split(';').find_map(|pair| {
+        let (name, value) = pair.trim().split_once('=')?;
+        name.eq_ignore_ascii_case("for").then(|| node_address(value.trim_matches('"')))?
+    })
 }
 
 /// An address, with or without brackets and a port.
@@ -213,11 +258,8 @@ pub(super) fn send_on(headers: &mut HeaderMap, introduction: &Introduction<'_>) 
     strip_hop_by_hop(headers);
     // hyper writes it anew for the body as it is sent.
     headers.remove(header::CONTENT_LENGTH);
-    let claims: Vec<HeaderName> =
-        headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
-    for name in claims {
-        headers.remove(name);
-    }
+    strip_claims(headers);
+    join_cookies(headers);
     let Introduction { client, secured, asked, session, via, forwarded } = introduction;
     let mut say = |name: HeaderName, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
@@ -247,12 +289,37 @@ pub(super) fn send_on(headers: &mut HeaderMap, introduction: &Introduction<'_>) 
     }
 }
 
+/// Takes out what is ours to say, in trailers, too.
+pub(super) fn strip_claims(headers: &mut HeaderMap) {
+    let claims: Vec<HeaderName> =
+        headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// HTTP/2 may send them in pieces, HTTP/1.1 has one field (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let pieces: Vec<&[u8]> =
+        headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if pieces.len() < 2 {
+        return;
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Also with underscores, which are dashes to what runs behind CGI.
 fn is_claim(name: &str) -> bool {
-    if name.contains('_') {
-        return CLAIMS.contains(&&*name.replace('_', "-"));
-    }
-    CLAIMS.contains(&name)
+    let dashed;
+    let name = if name.contains('_') {
+        dashed = name.replace('_', "-");
+        &*dashed
+    } else {
+        name
+    };
+    name.starts_with("x-forwarded") || CLAIMS.contains(&name)
 }
 
 /// Makes a backend's fields those of an answer to the client.
@@ -335,6 +402,8 @@ mod tests {
             ("X-Real-IP", "1.2.3.4"),
             ("X-Request-Id", "forged"),
             ("Remote-User", "root"),
+            ("X-Forwarded-Groups", "admin"),
+            ("X-Webobjects-Remote-User", "root"),
             ("Connection", "keep-alive, x-mine"),
             ("X-Mine", "1"),
             ("TE", "trailers"),
@@ -366,16 +435,31 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_front_names_its_client() {
+    fn a_trusted_front_names_its_client_and_no_client_names_itself() {
+        let front = |ip: IpAddr| ip.to_string().starts_with("10.");
         let claimed =
-            |name: &str, value: &str| claimed_client(&parts("/", &[(name, value)]).headers);
+            |name: &str, value: &str| claimed_client(&parts("/", &[(name, value)]).headers, front);
         let v4 = "192.0.2.1".parse().ok();
         let v6 = "2001:db8::1".parse().ok();
-        assert_eq!(claimed("forwarded", "for=192.0.2.1;proto=https, for=10.0.0.1"), v4);
+        assert_eq!(
+            claimed("forwarded", "for=8.8.8.8, for=192.0.2.1;proto=https, for=10.0.0.1"),
+            v4
+        );
         assert_eq!(claimed("forwarded", "proto=https;For=\"[2001:db8::1]:4711\""), v6);
-        assert_eq!(claimed("x-forwarded-for", "192.0.2.1, 10.0.0.1"), v4);
+        assert_eq!(claimed("x-forwarded-for", "8.8.8.8, 192.0.2.1, 10.0.0.1"), v4);
+        assert_eq!(claimed("x-forwarded-for", "8.8.8.8, 192.0.2.1"), v4);
+        assert_eq!(claimed("x-forwarded-for", "10.0.0.2, 10.0.0.1"), "10.0.0.2".parse().ok());
         assert_eq!(claimed("x-forwarded-for", "[2001:db8::1]"), v6);
         assert_eq!(claimed("x-forwarded-for", "unknown"), None);
+        assert_eq!(claimed("x-forwarded-for", "192.0.2.1, unknown, 10.0.0.1"), None);
+    }
+
+    #[test]
+    fn cookies_in_pieces_are_one_field() {
+        let mut headers = parts("/", &[("cookie", "a=1"), ("cookie", "b=2")]).headers;
+        join_cookies(&mut headers);
+        let said: Vec<_> = headers.get_all("cookie").iter().collect();
+        assert_eq!(said, ["a=1; b=2"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ async fn a_trusted_front_names_its_client_and_nobody_else_does() {
     let mut rules = tests::web_node::rules();
     rules.trusted_networks = vec!["127.0.0.0/8".parse().unwrap()];
     let stage = Stage::set_with(rules, tests::web_backend::Manners::default()).await.unwrap();
-    let request = get("/echo", "ann").replace("\n\n", "\nX-Forwarded-For: 192.0.2.7, 10.0.0.1\n\n");
+    let request = get("/echo", "ann").replace("\n\n", "\nX-Forwarded-For: 8.8.8.8, 192.0.2.7\n\n");
     assert_eq!(stage.node.ask(&request).await.unwrap().status, 200);
     assert_eq!(stage.old.seen()[0].field("x-forwarded-for"), Some("192.0.2.7"));
 }

@@ -116,6 +116,22 @@ async fn a_stream_whose_window_stays_shut_keeps_up_no_fence() {
 }
 
 #[tokio::test]
+async fn cookies_in_pieces_and_a_stream_go_through() {
+    let stage = secured().await.unwrap();
+    let mut client = stage.connect().await.unwrap();
+    let authorization = basic("ann", PASSWORD);
+    let request = Request::get("https://localhost/echo")
+        .header("authorization", authorization.split_once(": ").unwrap().1)
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .body(Full::default())
+        .unwrap();
+    client.ready().await.unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 200);
+    assert_eq!(stage.old.seen()[0].field("cookie"), Some("a=1; b=2"));
+}
+
+#[tokio::test]
 async fn a_flip_resets_the_stream_of_its_account_and_no_other() {
     let stage = secured().await.unwrap();
     let mut client = stage.connect().await.unwrap();

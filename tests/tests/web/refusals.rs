@@ -45,6 +45,20 @@ async fn a_name_that_nobody_has_and_a_wrong_password_are_guesses_and_a_fault_of_
     assert!(answered.field("retry-after").is_some());
 }
 
+/// Much of the web is there for everybody, whatever password comes with it.
+#[tokio::test]
+async fn a_yes_forgives_no_guesses() {
+    let mut rules = rules();
+    rules.guesses_per_address = 3;
+    let stage = Stage::set_with(rules, Manners::default()).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(stage.node.ask(&by("ann", "x", "/wrong")).await.unwrap().status, 401);
+        let open = stage.node.ask(&by("ann", "x", "/echo")).await.unwrap();
+        assert!(open.status == 200 || open.status == 429, "{open:?}");
+    }
+    assert_eq!(stage.node.ask(&by("ann", "x", "/wrong")).await.unwrap().status, 429);
+}
+
 #[tokio::test]
 async fn a_token_that_has_run_out_is_nobodys_guess() {
     let mut rules = rules();

@@ -1,6 +1,9 @@
 //! What goes on: event streams and WebSockets pass without waiting (HTP-2).
 
-use tests::web_node::get;
+use std::time::Duration;
+
+use tests::web_backend::Manners;
+use tests::web_node::{a_moment, get};
 
 use crate::Stage;
 
@@ -16,6 +19,62 @@ async fn each_event_is_there_when_it_is_sent() {
         client.until(b"data: old\n\n").await.unwrap();
     }
     assert_eq!(stage.node.ownership.registry().counts().0, 1);
+}
+
+fn short() -> shared::config::LoginConfig {
+    let mut rules = tests::web_node::rules();
+    rules.web.head_timeout = Duration::from_millis(100);
+    rules.web.keepalive = Duration::from_millis(200);
+    rules
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_for_longer_than_a_connection_may_be_idle() {
+    let stage = Stage::set_with(short(), Manners::default()).await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/sse", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    for _ in 0..30 {
+        client.until(b"data: old\n\n").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_on_for_longer_than_a_connection_may_be_idle() {
+    let stage = Stage::set_with(short(), Manners::default()).await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/slow", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    for _ in 0..5 {
+        a_moment().await;
+    }
+    stage.old.go_on();
+    assert_eq!(client.hear().await.unwrap().body, "old slow");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_is_closed_and_one_that_asks_now_and_then_is_not() {
+    let mut rules = short();
+    rules.web.keepalive = Duration::from_secs(1);
+    let stage = Stage::set_with(rules, Manners::default()).await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(client.ask(&get("/echo", "ann")).await.unwrap().status, 200);
+        a_moment().await;
+    }
+    client.closed().await.unwrap();
+    let mut silent = stage.node.connect().await.unwrap();
+    silent.closed().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_runs_at_a_hand_over_goes_on() {
+    let stage = Stage::set_with(short(), Manners::default()).await.unwrap();
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/sse", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    client.until(b"data: old\n\n").await.unwrap();
+    stage.node.lifecycle.drain().await;
+    for _ in 0..30 {
+        client.until(b"data: old\n\n").await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -106,6 +106,10 @@ impl Parser<'_, '_> {
             let message = "no backend speaks HTTP: set [backends.NAME.http] for each that does";
             self.problems.note(&listener.key, message);
         }
+        if let Some(listener) = login.web_listeners.first().filter(|_| login.web.rules.is_empty()) {
+            let message = "listens, and no rule says what for: set login.web.presets, or rules";
+            self.problems.note(&listener.key, message);
+        }
         self.web_backends_are_known(&login.web, backends);
     }
 

@@ -21,6 +21,9 @@ impl Parser<'_, '_> {
                 self.problems.note(&format!("login.web.{key}"), "must be longer than nothing");
             }
         }
+        if web.max_body.as_u64() == 0 {
+            self.problems.note("login.web.max_body", "must be more than nothing");
+        }
         let size = super::octets(web.max_header_size);
         if !(8 * 1024..=1024 * 1024).contains(&size) {
             self.problems.note("login.web.max_header_size", "must be from 8KiB to 1MiB");
@@ -85,6 +88,10 @@ impl Parser<'_, '_> {
             }
         };
         let action = self.action(key, rule, default);
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"-_.!~*'+".contains(&b);
+        for method in rule.methods.iter().filter(|method| !method.bytes().all(token)) {
+            self.problems.note(&format!("{key}.methods"), format!("{method:?} is no method"));
+        }
         let methods = rule.methods.iter().map(|method| method.to_ascii_uppercase().into());
         Some(Rule {
             host,
