@@ -287,16 +287,18 @@ async fn drive<C>(
     let web = &cx.rules.web;
     let mut is_ending = false;
     loop {
-        // While something is in flight it is only looked whether it goes on.
         let idle_until = client.activity.idle_until(web.head_timeout, web.keepalive);
         let until = match idle_until {
             // What is said last may be under way still, for as long as somebody takes it.
             Some(_) if is_ending => client.activity.stuck_at(web.body_timeout),
             Some(idle) => Some(idle),
+            // While something is in flight it is only looked whether it goes on.
             None => client.activity.stuck_at(cx.rules.idle_timeout),
         };
-        let until = until.unwrap_or_else(|| Instant::now() + web.keepalive);
-        if until <= Instant::now() {
+        let now = Instant::now();
+        let again = now + web.keepalive;
+        let until = until.unwrap_or(again);
+        if until <= now {
             // By HTTP/2 a client can keep a stream from its window for ever, and answer pings.
             if is_ending || idle_until.is_none() {
                 return;
@@ -313,7 +315,7 @@ async fn drive<C>(
                 return;
             }
             // Meanwhile something may have begun or ended.
-            () = sleep_until(until) => {}
+            () = sleep_until(until.min(again)) => {}
             () = cx.lifecycle.draining().cancelled(), if !is_ending => {
                 // What runs goes on; the next request is another process'.
                 say_goodbye(connection.as_mut());

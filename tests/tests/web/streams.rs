@@ -61,6 +61,16 @@ async fn a_connection_that_is_idle_is_closed_and_one_that_asks_now_and_then_is_n
         a_moment().await;
     }
     client.closed().await.unwrap();
+    // Also when it was not idle for as long as that.
+    let mut client = stage.node.connect().await.unwrap();
+    client.say(get("/slow", "ann").replace('\n', "\r\n").as_bytes()).await.unwrap();
+    for _ in 0..8 {
+        a_moment().await;
+    }
+    stage.old.go_on();
+    assert_eq!(client.hear().await.unwrap().body, "old slow");
+    let closed = tokio::time::timeout(Duration::from_secs(10), client.closed());
+    closed.await.expect("long before the longest silence of a session").unwrap();
     let mut silent = stage.node.connect().await.unwrap();
     silent.closed().await.unwrap();
 }
